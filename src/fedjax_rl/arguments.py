@@ -1,0 +1,97 @@
+"""Reading a command line: tyro does the work, mistakes become one line."""
+
+import argparse
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from fedjax_rl import presets
+from fedjax_rl.config import CONFIGS, Config, ConfigError, build, environment_layer, nearest, read_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What to do with the configuration."""
+
+    preset: str = presets.DEFAULT  # lowest layer of values: laptop, paper or tiny
+    config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
+    out: Path | None = None  # run directory (default: runs/<env>-<algorithm>-seed<k>-<time>)
+    print_config: bool = False  # print the configuration as TOML and stop
+    json: bool = False  # print the result as JSON instead of a table
+    quiet: bool = False  # no progress
+
+
+def parse(cls: Any, argv: Sequence[str], prog: str, known: Sequence[str], **kwargs: Any) -> Any:
+    """tyro.cli with one-line errors; `known` are the option names without dashes in front."""
+    _refuse_unknown(argv, known)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(cls, args=list(argv), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **kwargs)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(errors.getvalue())) from None
+
+
+def options(cls: type) -> list[str]:
+    """The option names of a dataclass, as they are typed."""
+    return [item.name.replace("_", "-") for item in fields(cls) if "Positional" not in str(item.type)]
+
+
+def parse_train(argv: Sequence[str]) -> tuple[Config, TrainOptions]:
+    """[ALGORITHM] options -> the configuration of all layers, and what to do with it."""
+    argv = list(argv)
+    stated = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    early = _early(argv)
+    from_file, file_layer = read_toml(early.config) if early.config else (None, {})
+    algorithm = stated or from_file or "fmrl"
+    environment = environment_layer(algorithm)
+    env = early.env or environment.get("env") or file_layer.get("env")
+    layers = (presets.preset(early.preset, algorithm, env), file_layer, environment)
+    defaults = build(algorithm, *layers)
+    cls = type(defaults)
+
+    @dataclass(frozen=True)
+    class Train:
+        configuration: tyro.conf.OmitArgPrefixes[cls]
+        output: tyro.conf.OmitArgPrefixes[TrainOptions]
+
+    Train.__doc__ = f"{cls.__doc__}\n\nAlgorithms: {', '.join(CONFIGS)}."
+    known = options(cls) + options(TrainOptions)
+    parsed = parse(Train, argv, f"fedjax-rl train {algorithm}", known, default=Train(defaults, TrainOptions()))
+    return parsed.configuration, parsed.output
+
+
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    """The options that decide the other options' defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option, default in (("preset", presets.DEFAULT), ("config", None), ("env", None)):
+        parser.add_argument(f"--{option}", default=default)
+    try:
+        return parser.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name}: {error.message}") from None
+
+
+def _refuse_unknown(argv: Sequence[str], known: Sequence[str]) -> None:
+    for argument in argv:
+        option = argument.split("=")[0].removeprefix("--").replace("_", "-")
+        if not argument.startswith("--") or option in known or option == "help":
+            continue
+        owners = [name for name, cls in CONFIGS.items() if option in options(cls)]
+        hint = f" (it is an option of {', '.join(owners)})" if owners and "env" in known else nearest(option, known)
+        raise ConfigError(f"unknown option --{option}{hint.replace('mean ', 'mean --')}")
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph of tyro's error box."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    body = " ".join(lines).split("───")[0].strip()
+    return re.sub(r"^Error parsing \w+: ", "", body) or "the command line is not understood"

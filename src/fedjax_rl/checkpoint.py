@@ -1,0 +1,232 @@
+"""Checkpoints that notice damage: orbax writes them, a sha256 digest beside each one proves it whole.
+
+The only file that knows orbax. Orbax is atomic but has no checksums: a flipped bit would be restored in silence. So a
+step counts only once `<step>.digest.json`, which hashes all of its files, is written (last, and atomically). Restoring
+walks from the newest step to the oldest and takes the first that passes; a rejected step is never deleted.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+SCHEMA = 1
+KEEP = 3  # newest steps kept, beside the best one
+
+
+class NoCheckpoint(Exception):
+    """No step of the run can be used (exit code 4)."""
+
+
+class Restored(NamedTuple):
+    """A state and the step it was saved at."""
+
+    state: Any
+    step: int
+
+
+def flatten(state: Any) -> dict[str, np.ndarray]:
+    """The state's arrays on the host by path ("server.shared..."); typed keys as their raw words."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {_name(path): np.asarray(jax.device_get(_raw(leaf))) for path, leaf in leaves}
+
+
+def unflatten(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """The inverse of `flatten` for a state shaped as `like`; leaves without elements are made anew."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree.unflatten(treedef, [_leaf(arrays, _name(path), leaf) for path, leaf in paths])
+
+
+def state_hash(state: Any) -> str:
+    """sha256 over every leaf's path, type, shape and bytes: equal exactly when two states are equal bit for bit."""
+    digest = hashlib.sha256()
+    for key, value in sorted(flatten(state).items()):
+        digest.update(f"{key} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def save(directory: Path, step: int, state: Any, score: float | None = None) -> None:
+    """Write one step, then its digest, then drop the steps no longer kept. `score` decides which step is the best."""
+    path = directory / str(step)
+    _set_aside(directory, step)
+    arrays = {key: value for key, value in flatten(state).items() if value.size}
+    with _manager(directory, cleanup=True) as manager:
+        manager.save(step, args=_orbax().args.StandardSave(arrays))
+        manager.wait_until_finished()
+        manager.check_for_errors()
+    record = {"schema": SCHEMA, "step": step, "score": score, "files": _hashes(path)}
+    _write_atomically(_digest_path(directory, step), json.dumps(record, indent=1))
+    _retain(directory)
+
+
+def restore(directory: Path, like: Any, say: Callable[[str], None], step: int | None = None) -> Restored:
+    """The newest good step (or the one asked for), shaped as `like`; `say` gets one line for each rejected step."""
+    rejected = []
+    for candidate in steps(directory) if step is None else [step]:
+        try:
+            state = _load(directory, candidate, like)
+        except Exception as error:  # orbax raises whatever its storage layer met
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            rejected.append(f"checkpoint {directory / str(candidate)} rejected: {reason[0]}")
+            continue
+        for line in rejected:
+            say(f"{line}; using step {candidate} instead")
+        return Restored(state, candidate)
+    for line in rejected:
+        say(line)
+    raise NoCheckpoint(f"no usable checkpoint in {directory}" + (f" for step {step}" if step is not None else ""))
+
+
+def steps(directory: Path) -> list[int]:
+    """Finished steps, newest first (a step without a digest is unfinished)."""
+    found = [p.name.removesuffix(".digest.json") for p in directory.glob("*.digest.json")]
+    return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+
+
+def best_step(directory: Path) -> int | None:
+    """The step with the highest score; the earliest of equals; None if none has a score."""
+    scores = {step: _score(directory, step) for step in steps(directory)}
+    scored = [(score, -step) for step, score in scores.items() if score is not None]
+    return -max(scored)[1] if scored else None
+
+
+def set_aside_after(directory: Path, step: int) -> None:
+    """Move the finished steps past `step` out of the way: they were rejected, and will be written again."""
+    for newer in steps(directory):
+        if newer > step:
+            _set_aside(directory, newer)
+
+
+def set_score(directory: Path, step: int, score: float) -> None:
+    """Record the score of a step that was saved before it was evaluated."""
+    path = _digest_path(directory, step)
+    if path.exists():
+        _write_atomically(path, json.dumps({**json.loads(path.read_text()), "score": score}, indent=1))
+
+
+def _load(directory: Path, step: int, like: Any) -> Any:
+    _verify(directory, step)
+    want = {key: value for key, value in flatten_shapes(like).items() if value.size}
+    with _manager(directory) as manager:
+        have = manager.item_metadata(step)
+        _same_shapes(have, want)
+        arrays = manager.restore(step, args=_orbax().args.StandardRestore(want))
+    return unflatten(arrays, like)
+
+
+def flatten_shapes(like: Any) -> dict[str, np.ndarray]:
+    """`flatten` of a state of which only shapes are known; the values are zeros."""
+    leaves = jax.tree_util.tree_flatten_with_path(like)[0]
+    raw = {_name(path): jax.eval_shape(_raw, leaf) for path, leaf in leaves}
+    return {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in raw.items()}
+
+
+def _same_shapes(have: Any, want: dict[str, np.ndarray]) -> None:
+    """Refuse a checkpoint of another network, algorithm or federation, naming the first array that differs."""
+    stored = {key: (tuple(have[key].shape), str(have[key].dtype)) for key in have}
+    wanted = {key: (value.shape, str(value.dtype)) for key, value in want.items()}
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise ValueError(f"{key} is {stored.get(key)} there and {wanted.get(key)} in this configuration")
+
+
+def _verify(directory: Path, step: int) -> None:
+    digest = _digest_path(directory, step)
+    if not digest.exists():
+        raise ValueError(f"{digest.name} is missing")
+    record = json.loads(digest.read_text())
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"schema {record['schema']}, this version reads {SCHEMA}")
+    have = _hashes(directory / str(step))
+    for name in sorted(record["files"].keys() | have.keys()):
+        if record["files"].get(name) != have.get(name):
+            raise ValueError(f"{name} is missing or damaged")
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _retain(directory: Path) -> None:
+    """Keep the newest KEEP steps and the best one. Steps that do not verify are left where they are."""
+    keep = {*steps(directory)[:KEEP], best_step(directory)}
+    for step in steps(directory):
+        if step not in keep:
+            _digest_path(directory, step).unlink()
+            shutil.rmtree(directory / str(step), ignore_errors=True)
+
+
+def _set_aside(directory: Path, step: int) -> None:
+    """Move an unfinished or rejected step of the same number out of the way, never deleting it."""
+    path, digest = directory / str(step), _digest_path(directory, step)
+    if not (path.exists() or digest.exists()):
+        return
+    aside = directory.parent / "rejected"
+    aside.mkdir(exist_ok=True)
+    number = sum(1 for _ in aside.iterdir())
+    for item in (path, digest):
+        if item.exists():
+            item.rename(aside / f"{number}-{item.name}")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _digest_path(directory: Path, step: int) -> Path:
+    return directory / f"{step}.digest.json"
+
+
+def _score(directory: Path, step: int) -> float | None:
+    try:
+        return json.loads(_digest_path(directory, step).read_text()).get("score")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "state"
+
+
+def _raw(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _leaf(arrays: dict[str, np.ndarray], key: str, like: Any) -> Any:
+    raw = jax.eval_shape(_raw, like)
+    # a copy: the state is donated to the next round, and must not share memory with what orbax read
+    value = jax.numpy.array(arrays[key] if key in arrays else np.zeros(raw.shape, raw.dtype))
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(like) if isinstance(like, jax.Array) else None)
+    return value
+
+
+def _orbax() -> Any:
+    import orbax.checkpoint as ocp  # imported late: it takes seconds
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp
+
+
+def _manager(directory: Path, *, cleanup: bool = False) -> Any:
+    """Orbax's manager; only a writer may clean up, lest a reader removes what is being written."""
+    ocp = _orbax()
+    policy = ocp.checkpoint_managers.preservation_policy.PreserveAll()
+    options = ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=False, cleanup_tmp_directories=cleanup, preservation_policy=policy
+    )
+    return ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler())

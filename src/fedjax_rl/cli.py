@@ -1,0 +1,113 @@
+"""The command `fedjax-rl`. Imports no jax until a command needs it, so that help and mistakes are answered at once."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from fedjax_rl.config import ConfigError, nearest
+
+HELP = """usage: fedjax-rl COMMAND [options]
+
+Federated and meta reinforcement learning in JAX.
+
+commands:
+  train [ALGORITHM]   train a federation; alone: FMRL on half_cheetah/direction, preset laptop
+  resume RUN          continue an interrupted run, or prolong it with --rounds K
+  eval RUN            returns before adaptation and after each step, all clients or new ones
+  doctor              versions, devices and a check of the physics
+  list                algorithms, environments, presets and server optimizers
+
+fedjax-rl COMMAND --help shows every option with its default.
+exit codes: 0 ok, 2 usage or configuration, 3 diverged, 4 no usable checkpoint, 130/143 interrupted (saved)
+"""
+
+
+def _train(argv: Sequence[str]) -> int:
+    from fedjax_rl.arguments import parse_train
+
+    config, options = parse_train(argv)
+    if options.print_config:
+        from fedjax_rl.config import to_toml
+
+        print(to_toml(config), end="")
+        return 0
+    from fedjax_rl import rundir
+
+    directory = options.out or rundir.default_path(config)
+    rundir.refuse_existing(directory)
+    from fedjax_rl.commands import train
+
+    return train(config, directory, as_json=options.json, quiet=options.quiet)
+
+
+def _resume(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.ResumeOptions, argv, "resume")
+    from fedjax_rl.commands import resume
+
+    return resume(options)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.EvalOptions, argv, "eval")
+    from fedjax_rl.commands import evaluate
+
+    return evaluate(options)
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.PlainOptions, argv, "doctor")
+    from fedjax_rl.doctor import doctor
+
+    return doctor(as_json=options.json)
+
+
+def _list(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    return known.show_list(known.parse_command(known.PlainOptions, argv, "list").json)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "doctor": _doctor,
+    "list": _list,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] == "--version":
+        from fedjax_rl import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; known: {known}")
+        return COMMANDS[argv[0]](argv[1:])
+    except ConfigError as error:
+        print(f"fedjax-rl: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:  # tyro's help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("fedjax-rl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

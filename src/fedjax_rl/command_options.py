@@ -1,0 +1,105 @@
+"""Options of the commands that act on a run, and the list of what there is. Imports no jax."""
+
+import json as json_module
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from fedjax_rl.arguments import options, parse
+from fedjax_rl.config import CONFIGS, ENV_NAMES, SERVER_NAMES, ConfigError, nearest
+from fedjax_rl.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run from its newest good checkpoint, bit for bit as if it had never stopped."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    rounds: int | None = None  # new total number of rounds, those already done included
+    json: bool = False  # print the result as JSON instead of a table
+    quiet: bool = False  # no progress
+
+    def __post_init__(self) -> None:
+        _at_least("rounds", self.rounds, 1)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Evaluate a run's checkpoint: returns before adaptation and after each step."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    step: int | None = None  # round of the checkpoint (default: the newest good one)
+    best: bool = False  # the checkpoint with the highest evaluated return after one step
+    clients: str = "all"  # all: the federation's clients, new: clients never trained on
+    new_clients: int | None = None  # number of new clients (default: the run's)
+    adapt_steps: int | None = None  # adaptation steps (default: the run's)
+    adapt_lr: str | None = None  # rate of each step, e.g. 0.1,0.05; the last serves the rest (default: the run's)
+    backend: str | None = None  # physics: auto, native or mjx (default: the run's)
+    json: bool = False  # print JSON, with every client's returns
+    quiet: bool = False  # no remarks on stderr
+
+    def __post_init__(self) -> None:
+        if self.best and self.step is not None:
+            raise ConfigError("--best and --step exclude each other; give one")
+        _one_of("clients", self.clients, ("all", "new"))
+        _one_of("backend", self.backend, ("auto", "native", "mjx"))
+        _at_least("step", self.step, 0)
+        _at_least("new-clients", self.new_clients, 1)
+        _at_least("adapt-steps", self.adapt_steps, 0)
+        self.rates(0.0)
+
+    def rates(self, default: float) -> tuple[float, ...]:
+        """The adaptation rates as numbers."""
+        if self.adapt_lr is None:
+            return (default,)
+        try:
+            rates = tuple(float(part) for part in self.adapt_lr.split(","))
+        except ValueError:
+            rates = (math.nan,)
+        if not all(0 <= rate <= 100 for rate in rates):
+            raise ConfigError(f"--adapt-lr {self.adapt_lr}: must be numbers from 0 to 100 separated by commas")
+        return rates
+
+
+@dataclass(frozen=True)
+class PlainOptions:
+    """Show what is known."""
+
+    json: bool = False  # print JSON
+
+
+def parse_command(cls: Any, argv: Sequence[str], name: str) -> Any:
+    """The options of a command other than train."""
+    return parse(cls, argv, f"fedjax-rl {name}", options(cls))
+
+
+def show_list(as_json: bool) -> int:
+    """Print the names that the command line knows."""
+    names = {
+        "algorithms": {name: (cls.__doc__ or "").split("\n")[0] for name, cls in CONFIGS.items()},
+        "environments": [*ENV_NAMES, "brax/NAME"],
+        "presets": list(PRESETS),
+        "server optimizers": list(SERVER_NAMES),
+    }
+    if as_json:
+        print(json_module.dumps(names))
+        return 0
+    for title, entries in names.items():
+        print(f"{title}:")
+        for name in entries:
+            print(f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}")
+    return 0
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ConfigError(f"--{name} {value}: must be at least {low}")
+
+
+def _one_of(name: str, value: str | None, legal: tuple[str, ...]) -> None:
+    if value is not None and value not in legal:
+        raise ConfigError(f"--{name} {value}: must be one of {', '.join(legal)}{nearest(value, legal)}")

@@ -1,0 +1,255 @@
+"""The configuration of a run: every value that a person can type, with its legal range.
+
+Imports neither jax nor mujoco, so that a mistake is answered at once. A configuration mirrors its algorithm's factory:
+the class `Config` holds what all algorithms share, a subclass adds what one of them needs. A new option is one line.
+"""
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
+
+SCHEMA = 1
+ENV_PREFIX = "FEDJAX_RL_"
+ENV_NAMES = (
+    "half_cheetah/direction",
+    "half_cheetah/velocity",
+    "ant/direction",
+    "ant/velocity",
+    "navigation",
+)
+OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
+SERVER_NAMES = ("adam", "reddi", "as_printed", "sgd")
+BIG = 1_000_000_000
+
+
+class ConfigError(ValueError):
+    """A mistake of the person who typed the configuration: one line, no traceback, exit code 2."""
+
+
+class Rule(NamedTuple):
+    """The legal values of one field: a closed range (low excluded if `above`), or a list of names."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    choices: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        if self.choices:
+            return ", ".join(self.choices)
+        return f"more than {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
+
+
+def number(default: Any, low: float, high: float, *, above: bool = False) -> Any:
+    """A numeric field with its legal range."""
+    return field(default=default, metadata={"rule": Rule(low, high, above)})
+
+
+def name(default: str, *choices: str) -> Any:
+    """A field that takes one of a few names."""
+    return field(default=default, metadata={"rule": Rule(choices=choices)})
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """' (did you mean X?)' for the legal name closest to `word`, or '' when none resembles it."""
+    close = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.4)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options that every algorithm shares."""
+
+    algorithm: ClassVar[str] = ""
+    batches: ClassVar[int] = 1  # batches that a selected client samples in a round
+
+    env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family (also brax/NAME)
+    backend: str = name(
+        "auto", "auto", "native", "mjx"
+    )  # physics engine: native (C MuJoCo, on CPU) or mjx (on device)
+    observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
+    hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the policy's hidden layers [units]
+    activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers
+    seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
+    num_clients: int = number(200, 1, BIG)  # clients in the federation
+    clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
+    rounds: int = number(500, 1, BIG)  # communication rounds in all
+    episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
+    local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
+    local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (plain SGD)
+    inner_lr: float = number(0.1, 0, 100)  # alpha, rate of the adaptation step
+    server: str = name("adam", *SERVER_NAMES)  # server optimizer
+    server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
+    discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
+    gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
+    clip: float = number(0.2, 0, 10, above=True)  # epsilon of the clipped surrogate
+    surrogate: str = name("ratio", "ratio", "log", "dice")  # surrogate differentiated by the adaptation step
+    client_batch: int = number(0, 0, BIG)  # clients computed at a time (0: 1 on CPU, all on GPU and TPU)
+    eval_every: int = number(0, 0, BIG)  # rounds between evaluations (0: at the end only)
+    eval_clients: int = number(0, 0, BIG)  # clients in those evaluations (0: all); the last one always takes all
+    adapt_steps: int = number(3, 0, 100)  # adaptation steps in an evaluation
+    new_clients: int = number(100, 0, BIG)  # clients never trained on, in the last evaluation
+    save_every: int = number(10, 1, BIG)  # rounds between checkpoints
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), item))
+        for small in ("clients_per_round", "eval_clients", "client_batch"):
+            if getattr(self, small) > self.num_clients:
+                raise ConfigError(
+                    f"{small} = {getattr(self, small)}: must be at most num_clients = {self.num_clients}; "
+                    f"lower {small} or raise num_clients"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FmrlConfig(Config):
+    """FMRL (Liu, Xu, Wu, Jiang 2024): clients train the point from which one step of adaptation is best."""
+
+    algorithm: ClassVar[str] = "fmrl"
+    batches: ClassVar[int] = 2
+    order: str = name("second", "first", "second")  # second: exact meta-gradient, first: without the curvature
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvgConfig(Config):
+    """FedAvg: local policy-gradient steps on each client, the server absorbs the mean change."""
+
+    algorithm: ClassVar[str] = "fedavg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProxConfig(Config):
+    """FedProx: FedAvg whose local steps are pulled towards the round's first parameters."""
+
+    algorithm: ClassVar[str] = "fedprox"
+    mu: float = number(0.01, 0, 10_000)  # weight of the proximal term mu/2 |theta - theta_k|^2
+
+
+CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in (FmrlConfig, FedAvgConfig, FedProxConfig)}
+
+
+def config_class(algorithm: str) -> type[Config]:
+    """The configuration class of an algorithm."""
+    if algorithm not in CONFIGS:
+        known = ", ".join(CONFIGS)
+        raise ConfigError(f"unknown algorithm {algorithm!r}{nearest(algorithm, CONFIGS)}; known: {known}")
+    return CONFIGS[algorithm]
+
+
+def _checked(key: str, value: Any, item: Any) -> Any:
+    """The value in its field's type, or a ConfigError that names the field, the value and the legal range."""
+    rule = item.metadata["rule"]
+    if rule.choices:
+        return _checked_name(key, value, rule)
+    if isinstance(item.default, tuple):
+        if not isinstance(value, list | tuple) or not value:
+            raise ConfigError(f"{key} = {value!r}: must be a list of one or more integers, each {rule}")
+        return tuple(_checked_number(key, part, rule, int) for part in value)
+    return _checked_number(key, value, rule, type(item.default))
+
+
+def _checked_name(key: str, value: Any, rule: Rule) -> str:
+    is_open = key == "env" and isinstance(value, str) and value.startswith(OPEN_ENV_PREFIX)
+    if value in rule.choices or is_open:
+        return value
+    raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
+
+
+def _checked_number(key: str, value: Any, rule: Rule, kind: type) -> Any:
+    word = "an integer" if kind is int else "a number"
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}")
+    inside = math.isfinite(value) and (value > rule.low if rule.above else value >= rule.low) and value <= rule.high
+    if not inside:
+        raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}; choose a value in that range")
+    return kind(value)
+
+
+def build(algorithm: str, *layers: Mapping[str, Any]) -> Config:
+    """A configuration from layers of values; a later layer wins. Unknown keys are refused."""
+    cls = config_class(algorithm)
+    legal = {item.name for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key in layer:
+            if key not in legal:
+                raise ConfigError(f"unknown key {key!r} for {algorithm}{_key_hint(key, legal)}")
+        values.update(layer)
+    return cls(**values)
+
+
+def _key_hint(key: str, legal: Iterable[str]) -> str:
+    owners = [a for a, c in CONFIGS.items() if key in {item.name for item in fields(c)}]
+    return f" (it is an option of {', '.join(owners)})" if owners else nearest(key, legal)
+
+
+def environment_layer(algorithm: str, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The values that environment variables give: FEDJAX_RL_SERVER_LR=0.002 sets server_lr."""
+    environ = os.environ if environ is None else environ
+    kinds = {item.name: item.default for item in fields(config_class(algorithm))}
+    layer = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        if key in kinds:
+            layer[key] = _parsed(variable, text, kinds[key])
+        elif not any(key in {item.name for item in fields(c)} for c in CONFIGS.values()):
+            names = [ENV_PREFIX + k.upper() for k in kinds]
+            raise ConfigError(f"unknown environment variable {variable}{nearest(variable, names)}")
+    return layer
+
+
+def _parsed(variable: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, tuple):
+            return tuple(int(part) for part in text.replace(",", " ").split())
+        return type(default)(text)
+    except ValueError:
+        raise ConfigError(f"{variable} = {text!r}: must be {type(default).__name__}") from None
+
+
+def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
+    """(algorithm or None, values) of a TOML file, as `to_toml` writes it."""
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    schema = values.pop("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ConfigError(f"{path}: schema = {schema!r}: this version reads schema {SCHEMA}")
+    algorithm = values.pop("algorithm", None)
+    if algorithm is not None:
+        config_class(str(algorithm))
+    return algorithm, values
+
+
+def load(path: str | os.PathLike) -> Config:
+    """The configuration that a file written by `to_toml` holds."""
+    algorithm, values = read_toml(path)
+    return build(algorithm or "fmrl", values)
+
+
+def to_toml(config: Config) -> str:
+    """Every value as TOML; `load` of it gives the same configuration."""
+    lines = [f"schema = {SCHEMA}", f'algorithm = "{config.algorithm}"']
+    lines += [f"{item.name} = {_toml(getattr(config, item.name))}" for item in fields(config)]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return repr(value)

@@ -1,0 +1,62 @@
+"""`fedjax-rl doctor`: what this machine has, and whether the physics works."""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rl.envs import make_env, resolve_backend
+from fedjax_rl.rundir import versions
+
+ENV = "half_cheetah/direction"
+BATCH = 64
+
+
+def doctor(*, as_json: bool) -> int:
+    """Print the findings; exit code 0 when the physics runs and the directory can be written."""
+    found = {
+        "python": platform.python_version(),
+        **versions(),
+        "devices": ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()),
+        "cores": os.cpu_count(),
+        "backend": resolve_backend("auto"),
+    }
+    problems = []
+    try:
+        found["physics steps/s"] = round(physics_speed())
+    except Exception as error:  # whatever is wrong with the installation is what is asked for
+        problems.append(f"physics: {type(error).__name__}: {error}".splitlines()[0])
+    try:
+        with tempfile.TemporaryFile(dir="."):
+            found["writable directory"] = os.getcwd()
+    except OSError as error:
+        problems.append(f"the current directory cannot be written: {error.strerror}")
+    if as_json:
+        print(json.dumps({**found, "problems": problems}))
+    else:
+        width = max(map(len, found))
+        for key, value in found.items():
+            print(f"{key:<{width}}  {'not installed' if value is None else value}")
+        print("\n".join(problems) or "all is well", file=sys.stderr if problems else sys.stdout)
+    return 1 if problems else 0
+
+
+def physics_speed(seconds: float = 1.0) -> float:
+    """Environment steps per second of a batch of half-cheetahs at zero action, compilation left out."""
+    env = make_env(ENV)
+    tasks = jnp.ones(BATCH)
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    step = jax.jit(jax.vmap(lambda s, t: env.step(s, jnp.zeros(env.spec.action_size), t)))
+    state = jax.block_until_ready(step(jax.jit(jax.vmap(env.reset))(keys, tasks), tasks))
+    if not bool(jnp.isfinite(state.obs).all()):
+        raise FloatingPointError("the first step is not finite")
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        state = jax.block_until_ready(step(state, tasks))
+        done += BATCH
+    return done / (time.perf_counter() - began)

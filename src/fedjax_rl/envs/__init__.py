@@ -1,0 +1,51 @@
+"""Environments: pure functions of one episode, by name. Importing this package imports no simulator."""
+
+import difflib
+from collections.abc import Callable
+
+from fedjax_rl.envs import ant, half_cheetah, navigation, probes
+from fedjax_rl.envs.base import Env, EnvSpec, EnvState
+from fedjax_rl.envs.physics import resolve_backend
+
+__all__ = ["ENVS", "Env", "EnvSpec", "EnvState", "make_env", "resolve_backend"]
+
+
+def _pure(make: Callable[[], Env]) -> Callable[..., Env]:
+    """A factory of an environment that has neither a simulator nor variants of its observation."""
+    return lambda *, backend="auto", observation="maml": make()
+
+
+ENVS: dict[str, Callable[..., Env]] = {
+    "half_cheetah/direction": half_cheetah.direction,
+    "half_cheetah/velocity": half_cheetah.velocity,
+    "ant/direction": ant.direction,
+    "ant/velocity": ant.velocity,
+    "navigation": _pure(navigation.navigation),
+    "probe/constant": _pure(probes.constant),
+    "probe/target": _pure(probes.target),
+    "probe/delayed": _pure(probes.delayed),
+    "probe/ending": _pure(probes.ending),
+}
+
+
+def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> Env:
+    """The environment of that name.
+
+    Args:
+      name: one of ENVS, or brax/NAME for any environment of Brax.
+      backend: "auto", "native" (C MuJoCo on the host, one callback a step) or "mjx" (inside the compiled program).
+        Environments in pure JAX have only the latter kind and take any.
+      observation: of half-cheetah and ant, "maml" (the columns of the published lineage) or "compact" (without absolute
+        positions). The others have one observation each.
+
+    >>> make_env("navigation").spec.horizon
+    100
+    """
+    if name.startswith("brax/"):
+        from fedjax_rl.envs.brax import brax
+
+        return brax(name.removeprefix("brax/"), backend=backend)
+    if name not in ENVS:
+        nearest = difflib.get_close_matches(name, ENVS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown environment {name!r}; the nearest name is {nearest!r}")
+    return ENVS[name](backend=backend, observation=observation)

@@ -1,0 +1,45 @@
+"""What an environment is: pure functions of one client's one episode, with the task as an argument."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fedjax_rl.types import Array, Key, Task, Tree
+
+
+class EnvSpec(NamedTuple):
+    """Static facts: name, observation and action sizes, the fixed horizon in environment steps.
+
+    `init_inputs` is the number of inputs that the first layer of the policy should be initialised for, where that
+    differs from `observation_size` (columns that a published lineage kept constantly zero and that are dropped here).
+    """
+
+    name: str
+    observation_size: int
+    action_size: int
+    horizon: int
+    init_inputs: int
+
+
+class EnvState(NamedTuple):
+    """One episode's state: what the environment carries, and what the last step showed.
+
+    `reward` () is the last step's; `done` () bool says that the episode ended with it. There is no automatic reset:
+    the rollout masks whatever follows `done`.
+    """
+
+    physics: Tree
+    obs: Array
+    reward: Array
+    done: Array
+
+
+class Env(NamedTuple):
+    """reset(key, task) -> state; step(state, action [A], task) -> state; sample_tasks(key, n) -> tasks [n, ...]; spec.
+
+    `sample_tasks` draws by identity: task i depends on the key and on i alone, never on n.
+    """
+
+    reset: Callable[[Key, Task], EnvState]
+    step: Callable[[EnvState, Array, Task], EnvState]
+    sample_tasks: Callable[[Key, int], Any]
+    spec: EnvSpec

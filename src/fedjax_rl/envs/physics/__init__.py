@@ -1,0 +1,64 @@
+"""The physics seam: everything that an environment knows of a simulator.
+
+Only `physics.native` and `physics.mjx` import MuJoCo. Two arrays cross the seam, qpos and qvel: observations, rewards
+and terminations are functions of these alone, so the engines can be swapped (the policy gradient never differentiates
+through physics).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from fedjax_rl.types import Array, Tree
+
+BACKENDS = ("native", "mjx")
+
+
+class PhysicsState(NamedTuple):
+    """qpos [nq] and qvel [nv] in float32 (m, rad, m/s, rad/s), and what else the engine carries between steps."""
+
+    qpos: Array
+    qvel: Array
+    engine: Tree
+
+
+class Physics(NamedTuple):
+    """init(qpos [nq], qvel [nv]) -> state; step(state, ctrl [nu]) -> state after `frame_skip` substeps. Not batched."""
+
+    init: Callable[[Array, Array], PhysicsState]
+    step: Callable[[PhysicsState, Array], PhysicsState]
+
+
+class Model(NamedTuple):
+    """One MJCF text and how it is stepped.
+
+    Attributes:
+      xml: the MJCF text.
+      frame_skip: physics substeps in one environment step.
+      mjx_iterations, mjx_ls_iterations: Newton and line-search iterations on MJX, where both are fixed-length loops.
+        C MuJoCo iterates to its tolerance whatever they are.
+    """
+
+    xml: str
+    frame_skip: int
+    mjx_iterations: int = 4
+    mjx_ls_iterations: int = 4
+
+
+def resolve_backend(backend: str = "auto") -> str:
+    """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs."""
+    if backend == "auto":
+        return "native" if jax.default_backend() == "cpu" else "mjx"
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown physics backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
+    return backend
+
+
+def make_physics(model: Model, backend: str = "auto") -> Physics:
+    """The model on the engine; MuJoCo is imported here, not before."""
+    if resolve_backend(backend) == "native":
+        from fedjax_rl.envs.physics.native import make_native as make
+    else:
+        from fedjax_rl.envs.physics.mjx import make_mjx as make
+    return make(model)

@@ -1,0 +1,117 @@
+"""C MuJoCo on all CPU cores, one host callback per environment step.
+
+`mujoco.batch` steps any number of simulations on C threads, bit-identical to a loop of `mj_step` at any thread count.
+One `jax.pure_callback` carries the whole cohort: under `vmap` of `vmap` (clients, episodes) the leading axes arrive
+together (`vmap_method="broadcast_all"`) and are flattened into one batch. Inside the callback there is only NumPy:
+calling JAX there can deadlock.
+
+The carry is the float64 row (qpos, qvel, qacc_warmstart) bit-cast to uint32, so nothing is lost without x64. A
+diverged simulation is neither reset nor raised (errors raised in callbacks under `lax.scan` can be swallowed): it
+shows as non-finite qpos and qvel.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco.batch import Batch, SimulationError
+
+from fedjax_rl.envs.physics import Model, Physics, PhysicsState
+
+_CACHED_BATCHES = 8
+_STEP_LOCK = threading.Lock()
+
+
+def _ignore_warning(message: str) -> None:
+    """A diverged simulation shows as non-finite; MuJoCo's own handler writes MUJOCO_LOG.TXT where the user stands."""
+
+
+def compile_model(xml: str) -> mujoco.MjModel:
+    """The model with MuJoCo's default (converged) solver and no automatic reset of a diverged simulation."""
+    model = mujoco.MjModel.from_xml_string(xml)
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+    return model
+
+
+class _Stepper:
+    """One model's batches by size. A batch is not re-entrant and uses every core, so calls take turns.
+
+    Rows are [qpos nq, qvel nv, qacc_warmstart nv] in float64, seen from JAX as twice as many uint32.
+    """
+
+    def __init__(self, model: mujoco.MjModel, frame_skip: int):
+        if model.na:
+            raise ValueError("models with actuator activations are not supported")
+        self.model, self.frame_skip = model, frame_skip
+        self.width = model.nq + 2 * model.nv
+        self.batches: OrderedDict[int, Batch] = OrderedDict()
+
+    def batch(self, size: int) -> Batch:
+        """The batch of `size` simulations; the least recently used one makes way for a new size."""
+        if size not in self.batches:
+            self.batches[size] = Batch(self.model, nsim=size, nthread=os.cpu_count() or 1)
+            if len(self.batches) > _CACHED_BATCHES:
+                self.batches.popitem(last=False)
+        self.batches.move_to_end(size)
+        return self.batches[size]
+
+    def show(self, rows: np.ndarray, lead: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows [B, width] -> (qpos, qvel, engine) with the leading axes restored."""
+        nq, nv = self.model.nq, self.model.nv
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged float64 overflows to inf, as it should show
+            shown = rows[:, : nq + nv].astype(np.float32)
+        qpos, qvel = shown[:, :nq], shown[:, nq:]
+        engine = rows.view(np.uint32)
+        return qpos.reshape(*lead, nq), qvel.reshape(*lead, nv), engine.reshape(*lead, 2 * self.width)
+
+    def step(self, engine: np.ndarray, ctrl: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Host side of one environment step: engine [..., 2 width] uint32, ctrl [..., nu] float32."""
+        engine, ctrl = np.asarray(engine), np.asarray(ctrl)
+        lead = engine.shape[:-1]
+        rows_in = np.ascontiguousarray(engine).view(np.float64).reshape(-1, self.width)
+        with _STEP_LOCK:
+            batch = self.batch(len(rows_in))
+            rows = batch.state[:, 1 : 1 + self.width]  # column 0 is the time, which nothing reads
+            rows[:] = rows_in
+            batch.ctrl[:] = ctrl.reshape(-1, self.model.nu)
+            try:
+                batch.step(nstep=self.frame_skip)
+            except SimulationError as error:
+                rows[error.ids] = np.nan
+            return self.show(np.ascontiguousarray(rows), lead)
+
+    def init(self, qpos: np.ndarray, qvel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Host side of a reset: qpos [..., nq] and qvel [..., nv] in float32, the warm start at zero."""
+        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
+        rows = np.zeros((*qpos.shape[:-1], self.width))
+        rows[..., : self.model.nq] = qpos
+        rows[..., self.model.nq : self.model.nq + self.model.nv] = qvel
+        return self.show(rows.reshape(-1, self.width), qpos.shape[:-1])
+
+
+def make_native(model: Model) -> Physics:
+    """`model` on C MuJoCo. Switches JAX's asynchronous CPU dispatch off for the process, and MuJoCo's log file."""
+    # With asynchronous dispatch the callback's NumPy views wait for the very thread that runs the callback.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    mujoco.set_mju_user_warning(_ignore_warning)
+    compiled = compile_model(model.xml)
+    stepper = _Stepper(compiled, model.frame_skip)
+    shapes = (
+        jax.ShapeDtypeStruct((compiled.nq,), jnp.float32),
+        jax.ShapeDtypeStruct((compiled.nv,), jnp.float32),
+        jax.ShapeDtypeStruct((2 * stepper.width,), jnp.uint32),
+    )
+
+    def init(qpos, qvel):
+        args = (qpos.astype(jnp.float32), qvel.astype(jnp.float32))
+        return PhysicsState(*jax.pure_callback(stepper.init, shapes, *args, vmap_method="broadcast_all"))
+
+    def step(state, ctrl):
+        args = (state.engine, ctrl.astype(jnp.float32))
+        return PhysicsState(*jax.pure_callback(stepper.step, shapes, *args, vmap_method="broadcast_all"))
+
+    return Physics(init, step)

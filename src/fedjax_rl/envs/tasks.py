@@ -1,0 +1,23 @@
+"""Tasks drawn by identity: client i's task depends on the key and on i, never on how many clients there are."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rl.types import Array, Key
+
+
+def directions(key: Key, n: int) -> Array:
+    """[n]: +1, -1, +1, ... by the client's number: balanced for every even n. The key is unused."""
+    del key
+    return 1.0 - 2.0 * (jnp.arange(n) % 2).astype(jnp.float32)
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...] = ()) -> Callable[[Key, int], Array]:
+    """(key, n) -> [n, *shape] ~ U[low, high), client i's from the key folded with i."""
+
+    def draw(key: Key, i: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, i), shape, minval=low, maxval=high)
+
+    return lambda key, n: jax.vmap(draw, in_axes=(None, 0))(key, jnp.arange(n))

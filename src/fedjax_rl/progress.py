@@ -1,0 +1,61 @@
+"""What a person sees while a run goes on, on stderr; data never goes there."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_EVERY_S = 10.0  # without a terminal, one line per so many seconds
+
+
+class Reporter:
+    """A live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.last = 0.0
+
+    def say(self, line: str) -> None:
+        """One line."""
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def start(self, done: int, total: int) -> None:
+        """Begin a run of `total` rounds of which `done` are behind."""
+        self.total = total
+        if self.quiet or not sys.stderr.isatty():
+            return
+        columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn()]
+        columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
+        self.bar = Progress(*columns, console=Console(stderr=True))
+        self.task = self.bar.add_task("", total=total, completed=done, text="")
+        self.bar.start()
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Show the record of a round."""
+        text = " ".join(_parts(record))
+        if self.bar is not None:
+            self.bar.update(self.task, completed=record["round"], text=text)
+        elif time.monotonic() - self.last > LOG_EVERY_S or record["round"] == self.total:
+            self.last = time.monotonic()
+            left = (self.total - record["round"]) * record["sys/round_s"] / 60
+            self.say(f"round {record['round']}/{self.total} {text} ({left:.1f} min left)")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def _parts(record: dict[str, Any]) -> list[str]:
+    parts = [f"{record['sys/round_s']:.2f} s/round", f"{record['sys/env_steps_per_s']:,.0f} steps/s"]
+    returns = [record[key] for key in sorted(record) if key.startswith("train/return/") and record[key] is not None]
+    return [*parts, "return " + " -> ".join(f"{value:.1f}" for value in returns)] if returns else parts

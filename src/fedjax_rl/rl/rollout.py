@@ -1,0 +1,78 @@
+"""E episodes of one client, in lockstep: a scan over steps of a step mapped over episodes.
+
+The scan is outermost, so that mapping the whole function over clients leaves one physics step for all episodes of all
+clients, and one matrix product a layer.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fedjax_rl.envs.base import Env, EnvState
+from fedjax_rl.rl.policies import Policy, log_prob
+from fedjax_rl.types import Array, Key, Params, Task, Tree
+
+
+class Trajectory(NamedTuple):
+    """obs [E, T, O]; action [E, T, A], raw; logp [E, T] of the raw action; reward [E, T]; mask [E, T] bool.
+
+    mask[e, t]: episode e was not over before step t. Rewards are 0 where it is false. All entries are finite.
+    """
+
+    obs: Array
+    action: Array
+    logp: Array
+    reward: Array
+    mask: Array
+
+
+def _finite(tree: Tree, episodes: int) -> Array:
+    """[E] bool: is every floating-point entry of an episode finite? tree: leaves [E, ...]."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(x).reshape(episodes, -1).all(axis=1) for x in leaves]).all(axis=0)
+
+
+def _select(keep: Array, new: Tree, old: Tree) -> Tree:
+    """Where keep [E] take new, else old; leaves [E, ...]."""
+    return jax.tree.map(lambda n, o: jnp.where(keep.reshape(keep.shape + (1,) * (n.ndim - 1)), n, o), new, old)
+
+
+def _advance(old: EnvState, new: EnvState, alive: Array) -> tuple[EnvState, Array, Array]:
+    """What a step does to episodes of which some were over: (state, reward [E], alive [E]).
+
+    An episode that is over stays where it is. One whose new state, observation or reward is not finite is over too: it
+    stays at its last finite state and that step earns 0, so that no NaN is ever stored, let alone differentiated.
+    """
+    chex.assert_rank([new.reward, new.done, alive], 1)
+    ok = alive & _finite((new.physics, new.obs, new.reward), alive.shape[0])
+    return _select(ok, new, old), jnp.where(ok, new.reward, 0.0), ok & ~new.done
+
+
+def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, Task, Key], Trajectory]:
+    """(parameters, task, key) -> `episodes` episodes of `env.spec.horizon` steps, actions sampled from the policy."""
+    reset = jax.vmap(env.reset, in_axes=(0, None))
+    env_step = jax.vmap(env.step, in_axes=(0, 0, None))
+    horizon, size = env.spec.horizon, env.spec.action_size
+
+    def rollout(params: Params, task: Task, key: Key) -> Trajectory:
+        key_reset, key_noise = jax.random.split(key)
+        start = reset(jax.random.split(key_reset, episodes), task)
+        chex.assert_shape(start.obs, (episodes, env.spec.observation_size))
+        # All the noise in one draw: a draw a step would cost a hash kernel in every turn of the loop.
+        noise = jax.random.normal(key_noise, (horizon, episodes, size), start.obs.dtype)
+
+        def step(carry: tuple[EnvState, Array], eps: Array) -> tuple[tuple[EnvState, Array], Trajectory]:
+            state, alive = carry
+            mean, log_std = policy.apply(params, state.obs)
+            action = mean + jnp.exp(log_std) * eps
+            after, reward, alive_after = _advance(state, env_step(state, action, task), alive)
+            out = Trajectory(state.obs, action, log_prob(mean, log_std, action), reward, alive)
+            return (after, alive_after), out
+
+        _, steps = jax.lax.scan(step, (start, ~start.done), noise)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+
+    return rollout

@@ -1,0 +1,141 @@
+"""A run directory: what is in it and who may write there."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fedjax_rl.config import Config, ConfigError, load, to_toml
+
+CONFIG, ENV, METRICS, EVAL, CHECKPOINTS = "config.toml", "env.json", "metrics.jsonl", "eval.jsonl", "ckpt"
+PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
+
+
+def default_path(config: Config) -> Path:
+    """runs/<env>-<algorithm>-seed<k>-<timestamp> under the current directory."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-seed{config.seed}-{stamp}"
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse a directory that holds something, before anything is written."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        hint = f"continue it with: fedjax-rl resume {path}" if (path / CONFIG).exists() else "choose another --out"
+        raise ConfigError(f"--out {path} exists and is not empty; {hint}")
+
+
+def create(path: Path, config: Config) -> None:
+    """Make the directory with its config.toml and env.json."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CHECKPOINTS).mkdir(exist_ok=True)
+        write_config(path, config)
+        (path / ENV).write_text(json.dumps(describe(config.seed), indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the run directory {path}: {error.strerror}") from error
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write config.toml."""
+    (path / CONFIG).write_text(to_toml(config))
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a run directory."""
+    if not (path / CONFIG).exists():
+        raise ConfigError(f"{path} is not a run directory: it has no {CONFIG}")
+    return load(path / CONFIG)
+
+
+@contextmanager
+def writer(path: Path):
+    """Hold the directory for one writer at a time."""
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{path} is being written by another process; wait for it to end") from error
+        yield
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line of JSON and flush it; numbers that are not finite become null."""
+    with open(path, "a") as file:
+        file.write(json.dumps(_finite(record)) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file; a last line cut off by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def forget_after(path: Path, round: int) -> None:
+    """Drop the records past a round, so that a resumed run writes them again exactly once."""
+    if path.exists():
+        kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["round"] <= round]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept))
+        temporary.rename(path)
+
+
+def describe(seed: int) -> dict[str, Any]:
+    """Where a run took place: versions, device, git revision, command line, seed."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions(),
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "cores": os.cpu_count(),
+        "git": _git_revision(),
+        "argv": sys.argv,
+        "seed": seed,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the packages that decide a run's numbers."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    is_bad = isinstance(value, float) and (value != value or abs(value) == float("inf"))
+    return None if is_bad else value
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in here.parents):
+        return None
+    try:
+        done = subprocess.run(["git", "-C", here, "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,130 @@
+"""The engine: one round of a federation as one pure function of one pytree."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rl import clients as selection
+from fedjax_rl import placement, trees
+from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Metrics, Server, Tree
+
+# One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
+INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
+
+
+class State(NamedTuple):
+    """Everything that a run needs to continue. Leaves of clients, tasks and uplink are [N, ...]."""
+
+    server: Server
+    clients: Tree
+    tasks: Tree
+    uplink: Tree
+    aggregator: Tree
+    round: Array
+    key: Key
+
+
+class Simulation(NamedTuple):
+    """init: key -> State; round: State -> (State, metrics)."""
+
+    init: Callable[[Key], State]
+    round: Callable[[State], tuple[State, Metrics]]
+
+
+def stream(key: Key, name: int, round: Array | int = 0) -> Key:
+    """The key of one purpose in one round."""
+    return jax.random.fold_in(jax.random.fold_in(key, name), round)
+
+
+def per_client(key: Key, ids: Array) -> Key:
+    """One key [M] for each client id [M]: by identity, never by position in a cohort or on a device."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+def make_simulation(
+    algorithm: Algorithm,
+    *,
+    num_clients: int,
+    clients_per_round: int,
+    sample_tasks: Callable[[Key, int], Tree],
+    aggregator: Aggregator,
+    uplink: optax.GradientTransformation | None = None,
+) -> Simulation:
+    """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
+
+    round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
+    -> server_update -> scatter the states back. Only the selected compute.
+
+    A client of weight 0, or whose message is not finite, leaves no trace: its message is replaced before any sum and
+    its old state kept. When nobody is left the server stays as it was.
+
+    Args:
+      algorithm: the six functions.
+      num_clients: N.
+      clients_per_round: M <= N.
+      sample_tasks: (key, N) -> tasks [N, ...].
+      aggregator: how M messages become one.
+      uplink: what every client applies to its message before sending, with a state of its own per client (None:
+        nothing).
+    """
+    uplink = optax.identity() if uplink is None else uplink
+
+    def init(key: Key) -> State:
+        ids = jnp.arange(num_clients)
+        server = algorithm.init(stream(key, INIT))
+        tasks = sample_tasks(stream(key, TASKS), num_clients)
+        init_client = placement.map_clients(algorithm.init_client, num_broadcast=1)
+        clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids))
+        one = jax.tree.map(lambda x: x[0], (clients, tasks))
+        upload, _, _ = jax.eval_shape(algorithm.client_update, server.shared, *one, key)
+        message = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload.message)
+        sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
+        return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
+
+    def round(state: State) -> tuple[State, Metrics]:
+        key = functools.partial(stream, state.key, round=state.round)
+        ids = selection.uniform(key(SELECT), num_clients, clients_per_round)
+        old = trees.take((state.clients, state.uplink), ids)
+        update = placement.map_clients(algorithm.client_update, num_broadcast=1)
+        uploads, new, client_metrics = update(
+            state.server.shared, old[0], trees.take(state.tasks, ids), per_client(key(UPDATE), ids)
+        )
+        messages, sent = placement.map_clients(uplink.update)(uploads.message, old[1])
+        heard = (uploads.weight > 0) & jax.vmap(trees.all_finite)(messages)
+        weights = jnp.where(heard, uploads.weight, 0.0)
+        messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
+        kept = trees.select(heard, (new, sent), old)
+        combined, aggregator_state = aggregator.update(messages, weights, state.aggregator, key(AGGREGATE))
+        aggregate = Aggregate(combined, heard.sum() / num_clients)
+        server = algorithm.server_update(state.server, aggregate, key(SERVER))
+        somebody = heard.any()
+        metrics = {f"train/{name}": _mean_where(heard, value) for name, value in client_metrics.items()}
+        metrics["health/dropped_clients"] = (~heard).sum()
+        metrics["comm/up_bytes"] = heard.sum() * float(trees.num_bytes(combined))
+        metrics["comm/down_bytes"] = jnp.asarray(clients_per_round * float(trees.num_bytes(state.server.shared)))
+        return State(
+            server=trees.select(somebody, server, state.server),
+            clients=trees.put(state.clients, ids, kept[0]),
+            tasks=state.tasks,
+            uplink=trees.put(state.uplink, ids, kept[1]),
+            aggregator=trees.select(somebody, aggregator_state, state.aggregator),
+            round=state.round + 1,
+            key=state.key,
+        ), metrics
+
+    return Simulation(init, round)
+
+
+def _mean_where(chosen: Array, values: Array) -> Array:
+    """Mean of values [M] over the chosen ones; NaN when nobody is chosen."""
+    return jnp.where(chosen, values, 0.0).sum() / jnp.where(chosen.any(), chosen.sum(), jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
+    """`num_rounds` rounds as one compiled program, the state donated; metrics are [num_rounds]."""
+    return jax.lax.scan(lambda s, _: simulation.round(s), state, length=num_rounds)

@@ -1,0 +1,89 @@
+"""The nouns of fedjax_rl: what a problem, an algorithm and an aggregator are.
+
+An algorithm says what ONE client does and how the server absorbs ONE combined message. Everything else (the client
+axis, who is selected, the clock, devices, checkpoints) is the engine's, which never knows which algorithm it runs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, as made by jax.random.key
+Tree = Any  # a pytree of arrays
+Params = Tree
+Shared = Tree
+Client = Tree
+Task = Tree
+Batch = Tree
+Message = Tree
+Metrics = dict[str, jax.Array]
+
+
+class Problem(NamedTuple):
+    """All that an algorithm may know of reinforcement learning.
+
+    Attributes:
+      init: key -> parameters.
+      sample: (parameters, task, key) -> (batch, return). Acts in the task for E episodes of T steps; the batch carries
+        the old log-probabilities and the advantages, the return () is the mean undiscounted return of the episodes.
+      loss: (parameters, batch) -> (), the negative surrogate -J on a fixed batch, twice differentiable in parameters.
+    """
+
+    init: Callable[[Key], Params]
+    sample: Callable[[Params, Task, Key], tuple[Batch, Array]]
+    loss: Callable[[Params, Batch], Array]
+
+
+class Server(NamedTuple):
+    """The server's state. The privacy boundary is a field: only `shared` is ever sent to clients."""
+
+    shared: Shared
+    private: Tree
+
+
+class Upload(NamedTuple):
+    """What one client sends: a message, and its weight in the mean (0: nothing was sent, the message is ignored)."""
+
+    message: Message
+    weight: Array
+
+
+class Aggregate(NamedTuple):
+    """The combined message, client axis gone, and the share () of all N clients behind it."""
+
+    message: Message
+    participation: Array
+
+
+class Algorithm(NamedTuple):
+    """Six pure functions, each written for ONE client; the engine maps them over the client axis.
+
+    Attributes:
+      init: key -> server.
+      init_client: (shared, key) -> what a client keeps between its rounds; () when it keeps nothing.
+      client_update: (shared, client, task, key) -> (upload, client, metrics).
+      server_update: (server, aggregate, key) -> server.
+      personal_params: (shared, client) -> the parameters that the client acts with.
+      adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation, as evaluation takes it.
+    """
+
+    init: Callable[[Key], Server]
+    init_client: Callable[[Shared, Key], Client]
+    client_update: Callable[[Shared, Client, Task, Key], tuple[Upload, Client, Metrics]]
+    server_update: Callable[[Server, Aggregate, Key], Server]
+    personal_params: Callable[[Shared, Client], Params]
+    adapt: Callable[[Shared, Client, Params, Batch], Params]
+
+
+class Aggregator(NamedTuple):
+    """How M weighted messages become one.
+
+    Attributes:
+      init: message -> state.
+      update: (messages [M, ...], weights [M], state, key) -> (message, state).
+    """
+
+    init: Callable[[Message], Tree]
+    update: Callable[[Message, Array, Tree, Key], tuple[Message, Tree]]

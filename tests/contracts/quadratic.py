@@ -1,0 +1,53 @@
+"""A federation with closed forms: client i minimises a_i |x - u_i|^2 / 2, without noise, in float64."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rl import aggregators, simulate
+from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.types import Problem
+
+INNER_LR, LOCAL_LR, STEPS = 0.2, 0.05, 3
+
+
+def loss(params, batch):
+    return 0.5 * batch["a"] * jnp.sum((params["x"] - batch["u"]) ** 2)
+
+
+def sample(params, task, key):
+    del key
+    return task, -loss(params, task)
+
+
+PROBLEM = Problem(init=lambda key: {"x": jax.random.normal(key, (3,), jnp.float64)}, sample=sample, loss=loss)
+
+
+def sample_tasks(key, n):
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(n))
+    return {
+        "a": jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float64, 0.5, 1.5))(keys),
+        "u": jax.vmap(lambda k: jax.random.normal(k, (3,), jnp.float64))(keys),
+    }
+
+
+def make(name, *, server_opt=None, problem=PROBLEM, **settings):
+    return ALGORITHMS[name](
+        problem,
+        client_opt=optax.sgd(LOCAL_LR),
+        server_opt=optax.sgd(1.0) if server_opt is None else server_opt,
+        local_steps=STEPS,
+        inner_lr=settings.pop("inner_lr", INNER_LR),
+        **settings,
+    )
+
+
+def federation(algorithm, n=6, m=6, uplink=None):
+    return simulate.make_simulation(
+        algorithm,
+        num_clients=n,
+        clients_per_round=m,
+        sample_tasks=sample_tasks,
+        aggregator=aggregators.mean(),
+        uplink=uplink,
+    )

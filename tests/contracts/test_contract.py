@@ -1,0 +1,153 @@
+"""What every algorithm of the registry must do, on a quadratic federation in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from contracts.quadratic import PROBLEM, federation, make
+
+from fedjax_rl import evaluate, simulate, trees
+from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.types import Aggregate
+
+pytestmark = pytest.mark.usefixtures("x64")
+every = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+def assert_same(x, y, rtol=0.0):
+    def plain(a):
+        return jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+
+    assert jax.tree.structure(x) == jax.tree.structure(y)
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        np.testing.assert_allclose(plain(a), plain(b), rtol=rtol, atol=rtol)
+
+
+@every
+def test_state_keeps_its_form_and_stays_finite(name):
+    simulation = federation(make(name), n=6, m=3)
+    state = simulation.init(jax.random.key(0))
+    after, metrics = simulation.round(state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert int(after.round) == 1
+    assert metrics["health/dropped_clients"] == 0
+    assert metrics["comm/up_bytes"] == 3 * 3 * 8  # M clients, three float64 each
+
+
+@every
+def test_second_call_does_not_recompile(name):
+    simulation = federation(make(name))
+    round = jax.jit(simulation.round)
+    state, _ = round(simulation.init(jax.random.key(0)))
+    round(state)
+    assert round._cache_size() == 1
+
+
+@every
+def test_permuting_clients_leaves_the_server_alone(name):
+    simulation = federation(make(name))
+    state = simulation.init(jax.random.key(0))
+    order = jnp.array([3, 1, 5, 0, 2, 4])
+    moved = state._replace(tasks=trees.take(state.tasks, order), clients=trees.take(state.clients, order))
+    one, two = simulation.round(state)[0], simulation.round(moved)[0]
+    assert_same(one.server, two.server, 1e-12)
+    assert_same(trees.take(one.clients, order), two.clients, 1e-12)
+
+
+@every
+def test_two_halves_equal_the_whole(name):
+    simulation = federation(make(name, server_opt=optax.adam(0.1)), n=6, m=2)
+    whole, _ = simulate.run_rounds(simulation, simulation.init(jax.random.key(1)), 6)
+    half, _ = simulate.run_rounds(simulation, simulation.init(jax.random.key(1)), 3)
+    again, _ = simulate.run_rounds(simulation, half, 3)
+    assert_same(whole, again)
+
+
+@every
+@pytest.mark.parametrize("fault", ["weight 0", "nan", "inf"])
+def test_a_silent_client_leaves_no_trace(name, fault):
+    """With client 2 silent, the server moves as the others' mean does; found by asking each client alone."""
+    algorithm = make(name)
+
+    def update(shared, client, task, key):
+        upload, client, metrics = algorithm.client_update(shared, client, task, key)
+        bad = task["a"] == tasks["a"][2]
+        if fault == "weight 0":
+            upload = upload._replace(weight=jnp.where(bad, 0.0, upload.weight))
+        else:
+            broken = jax.tree.map(lambda x: jnp.where(bad, float(fault), x), upload.message)
+            upload = upload._replace(message=broken)
+        return upload, client, metrics
+
+    tasks = federation(algorithm).init(jax.random.key(0)).tasks
+    simulation = federation(algorithm._replace(client_update=update))
+    state = simulation.init(jax.random.key(0))
+    after, metrics = simulation.round(state)
+    changes = []
+    for i in (0, 1, 3, 4, 5):
+        client, task = trees.take((state.clients, state.tasks), i)
+        changes.append(algorithm.client_update(state.server.shared, client, task, state.key)[0].message)
+    mean = jax.tree.map(lambda *x: sum(x) / 5, *changes)
+    want = algorithm.server_update(state.server, Aggregate(mean, jnp.array(5 / 6)), state.key)
+    assert_same(after.server, want, 1e-12)
+    assert_same(trees.take(after.clients, 2), trees.take(state.clients, 2))
+    assert metrics["health/dropped_clients"] == 1
+
+
+@every
+def test_nobody_left_and_the_server_stays(name):
+    algorithm = make(name, server_opt=optax.adam(0.1))
+
+    def silent(*args):
+        upload, client, metrics = algorithm.client_update(*args)
+        return upload._replace(weight=jnp.zeros(())), client, metrics
+
+    simulation = federation(algorithm._replace(client_update=silent))
+    state = simulation.init(jax.random.key(0))
+    assert_same(simulation.round(state)[0].server, state.server)
+
+
+@every
+def test_a_zero_message_leaves_the_model_where_the_optimiser_says(name):
+    algorithm = make(name, server_opt=optax.sgd(1.0))
+    server = algorithm.init(jax.random.key(0))
+    zero = jax.tree.map(jnp.zeros_like, server.shared)
+    assert_same(algorithm.server_update(server, Aggregate(zero, jnp.ones(())), jax.random.key(1)), server)
+
+
+@every
+@pytest.mark.parametrize("client_batch", [1, 4])
+def test_chunks_equal_the_whole_cohort(name, client_batch):
+    whole, chunked = federation(make(name)), federation(make(name, client_batch=client_batch))
+    state = whole.init(jax.random.key(0))
+    assert_same(whole.round(state)[0], chunked.round(state)[0], 1e-12)
+
+
+@every
+def test_only_the_selected_move_the_server(name):
+    """A cohort of one of six: the server ends at that client's own model."""
+    algorithm = make(name)
+    simulation = federation(algorithm, n=6, m=1)
+    state = simulation.init(jax.random.key(3))
+    after, _ = simulation.round(state)
+    alone = [
+        algorithm.client_update(state.server.shared, *trees.take((state.clients, state.tasks), i), state.key)[0].message
+        for i in range(6)
+    ]
+    distances = [np.abs(after.server.shared["x"] - state.server.shared["x"] - change["x"]).max() for change in alone]
+    assert sorted(distances)[0] < 1e-12 < sorted(distances)[1]
+
+
+@every
+def test_evaluation_follows_the_quadratic(name):
+    """After j steps of rate s the return is -a/2 (1 - s a)^(2j) |x - u|^2."""
+    algorithm = make(name)
+    simulation = federation(algorithm)
+    state = simulation.init(jax.random.key(0))
+    run = evaluate.make_evaluate(PROBLEM, algorithm, (algorithm.adapt,) * 3)
+    returns = run(state.server.shared, state.clients, state.tasks, jax.random.key(5))
+    a = np.asarray(state.tasks["a"])[:, None]
+    gap = np.sum((np.asarray(state.server.shared["x"]) - np.asarray(state.tasks["u"])) ** 2, axis=1, keepdims=True)
+    np.testing.assert_allclose(returns, -0.5 * a * gap * (1 - 0.2 * a) ** (2 * np.arange(4)), rtol=1e-12)

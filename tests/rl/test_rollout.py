@@ -1,0 +1,105 @@
+"""Rollouts in an environment of a counter: every reward, mask and observation is known in advance."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from fedjax_rl.envs.base import Env, EnvSpec, EnvState
+from fedjax_rl.rl.policies import gaussian_mlp
+from fedjax_rl.rl.problem import make_problem
+from fedjax_rl.rl.rollout import make_rollout
+
+HORIZON, EPISODES = 8, 5
+
+
+def counter(horizon: int = HORIZON) -> Env:
+    """Counts steps; step t pays t + 1. The task [2]: (the step that ends the episode, the step that shows a NaN)."""
+
+    def reset(key, task):
+        start = jax.random.uniform(key)
+        return EnvState(jnp.zeros(()), jnp.stack([0.0 * start, start]), jnp.zeros(()), jnp.zeros((), bool))
+
+    def step(state, action, task):
+        count = state.physics + 1.0
+        shown = jnp.where(count > task[1], jnp.nan, count)
+        obs = jnp.stack([shown, state.obs[1]])
+        return EnvState(count, obs, count + 0.0 * action[0], count > task[0])
+
+    return Env(reset, step, lambda key, n: jnp.zeros((n, 2)), EnvSpec("counter", 2, 3, horizon, 2))
+
+
+@functools.cache
+def compiled():
+    """(policy, parameters, rollout), made once."""
+    env = counter()
+    policy = gaussian_mlp(env.spec, hidden=(8,))
+    params = policy.init(jax.random.key(1))
+    params["log_std"] = jnp.asarray([0.5, -1.0, 0.0])
+    return policy, params, jax.jit(make_rollout(env, policy, EPISODES))
+
+
+def roll(last: float, nan: float):
+    policy, params, rollout = compiled()
+    return policy, params, rollout(params, jnp.asarray([last, nan]), jax.random.key(0))
+
+
+def test_full_episodes_pay_every_step():
+    _, _, out = roll(99, 99)
+    assert out.mask.all() and out.mask.shape == (EPISODES, HORIZON)
+    np.testing.assert_array_equal(out.reward, np.tile(np.arange(1.0, HORIZON + 1), (EPISODES, 1)))
+    np.testing.assert_array_equal(out.obs[..., 0], np.tile(np.arange(HORIZON), (EPISODES, 1)))
+    assert len(np.unique(out.obs[:, 0, 1])) == EPISODES  # every episode has its own reset
+
+
+def test_the_step_that_ends_an_episode_counts_and_nothing_after_it():
+    _, _, out = roll(3, 99)
+    np.testing.assert_array_equal(out.mask, np.tile([1, 1, 1, 1, 0, 0, 0, 0], (EPISODES, 1)))
+    np.testing.assert_array_equal(out.reward, np.tile([1, 2, 3, 4, 0, 0, 0, 0], (EPISODES, 1)))
+    np.testing.assert_array_equal(out.obs[..., 0], np.tile([0, 1, 2, 3, 4, 4, 4, 4], (EPISODES, 1)))
+
+
+def test_a_state_that_is_not_finite_ends_the_episode_at_its_last_finite_one():
+    _, _, out = roll(99, 2)
+    np.testing.assert_array_equal(out.mask, np.tile([1, 1, 1, 0, 0, 0, 0, 0], (EPISODES, 1)))
+    np.testing.assert_array_equal(out.reward, np.tile([1, 2, 0, 0, 0, 0, 0, 0], (EPISODES, 1)))
+    np.testing.assert_array_equal(out.obs[..., 0], np.tile([0, 1, 2, 2, 2, 2, 2, 2], (EPISODES, 1)))
+    assert all(np.isfinite(x).all() for x in out)
+
+
+def test_actions_are_the_policys_and_logp_their_density():
+    policy, params, out = roll(99, 99)
+    mean, log_std = policy.apply(params, out.obs.reshape(-1, 2))
+    action = np.asarray(out.action, np.float64).reshape(-1, 3)
+    want = stats.norm.logpdf(action, mean, np.exp(log_std)).sum(axis=1)
+    np.testing.assert_allclose(out.logp.reshape(-1), want, rtol=1e-5, atol=1e-5)
+    noise = (action - mean) * np.exp(-log_std)
+    assert len(np.unique(noise)) == noise.size
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+
+
+def test_inside_a_batch_of_clients_equals_alone():
+    _, params, rollout = compiled()
+    tasks, keys = jnp.asarray([[3.0, 99], [99, 2], [99, 99]]), jax.random.split(jax.random.key(4), 3)
+    many = jax.jit(jax.vmap(rollout, in_axes=(None, 0, 0)))(params, tasks, keys)
+    for i in range(3):
+        for a, b in zip(rollout(params, tasks[i], keys[i]), many, strict=True):
+            np.testing.assert_allclose(a, b[i], atol=1e-5)
+
+
+def test_problem_sample_and_loss():
+    env = counter()
+    problem = make_problem(env, gaussian_mlp(env.spec, hidden=(8,)), episodes=EPISODES)
+    params = problem.init(jax.random.key(1))
+    batch, value = jax.jit(problem.sample)(params, jnp.asarray([3.0, 99.0]), jax.random.key(0))
+    assert value == 1 + 2 + 3 + 4
+    # At the sampling parameters the loss is minus the mean advantage, which is normalised to 0.
+    value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
+    loss, grads = value_and_grad(params, batch)
+    np.testing.assert_allclose(loss, 0.0, atol=1e-6)
+    # One small step down the loss lowers it by step |gradient|^2.
+    square = sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(grads))
+    moved = jax.tree.map(lambda p, g: p - 1e-2 * g, params, grads)
+    np.testing.assert_allclose(value_and_grad(moved, batch)[0] - loss, -1e-2 * square, rtol=0.1)

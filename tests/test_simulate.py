@@ -1,0 +1,46 @@
+"""Draws by identity, selection, and the aggregator."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rl import aggregators, clients, simulate
+from fedjax_rl.placement import map_clients
+
+
+def test_selection_is_sorted_unique_and_uniform():
+    """Each of N clients is selected with probability M / N: 4000 draws, six standard deviations."""
+    n, m, draws = 10, 4, 4000
+    ids = jax.jit(jax.vmap(lambda k: clients.uniform(k, n, m)))(jax.random.split(jax.random.key(0), draws))
+    assert (np.diff(ids, axis=1) > 0).all()
+    shares = np.bincount(np.asarray(ids).ravel(), minlength=n) / draws
+    np.testing.assert_allclose(shares, m / n, atol=6 * np.sqrt(0.4 * 0.6 / draws))
+
+
+def test_keys_belong_to_clients_not_positions():
+    root = jax.random.key(0)
+    few, many = (simulate.per_client(simulate.stream(root, simulate.UPDATE, 7), jnp.array(i)) for i in ([5], [2, 5, 9]))
+    assert (jax.random.key_data(few[0]) == jax.random.key_data(many[1])).all()
+
+
+def test_streams_and_rounds_do_not_meet():
+    root = jax.random.key(0)
+    data = [tuple(np.asarray(jax.random.key_data(simulate.stream(root, s, r)))) for s in range(10) for r in range(50)]
+    assert len(set(data)) == 500
+
+
+def test_mean_is_weighted_and_silent_on_nobody():
+    messages = {"x": jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]])}
+    update = aggregators.mean().update
+    key = jax.random.key(0)
+    np.testing.assert_allclose(update(messages, jnp.array([1.0, 0.0, 3.0]), (), key)[0]["x"], [4.0, 7.25], rtol=1e-6)
+    np.testing.assert_array_equal(update(messages, jnp.zeros(3), (), key)[0]["x"], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("num_broadcast", [0, 1])
+def test_map_clients_is_a_loop_over_clients(num_broadcast):
+    scale, x = jnp.array([2.0, 3.0, 4.0]), jnp.arange(3.0)
+    got = map_clients(lambda s, y: s.sum() * y + 1, num_broadcast=num_broadcast)(scale, x)
+    want = [(float(scale.sum()) if num_broadcast else float(scale[i])) * i + 1 for i in range(3)]
+    np.testing.assert_allclose(got, want)
