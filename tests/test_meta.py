@@ -71,5 +71,5 @@ def test_quadratic_closed_form(x64):
 
 
 def test_unknown_order_is_refused():
-    with pytest.raises(ValueError, match="'third'.*'first', 'second'"):
+    with pytest.raises(ValueError, match=r"'third'.*'first', 'second'"):
         meta.meta_gradient(loss, 0.1, "third")

@@ -12,7 +12,8 @@ from typing import Any
 import tyro
 
 from fedjax_rl import presets
-from fedjax_rl.config import CONFIGS, Config, ConfigError, build, environment_layer, nearest, read_toml
+from fedjax_rl.config import CONFIGS, Config, ConfigError, build, nearest
+from fedjax_rl.layers import environment_layer, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def _refuse_unknown(argv: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _one_line(box: str) -> str:
-    """The first paragraph of tyro's error box."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    body = " ".join(lines).split("───")[0].strip()
+    """The first paragraph of tyro's error box, which is drawn in Unicode or in ASCII."""
+    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
+    body = re.split("[─-]{5,}", " ".join(lines))[0].strip()
     return re.sub(r"^Error parsing \w+: ", "", body) or "the command line is not understood"

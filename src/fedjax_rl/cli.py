@@ -26,7 +26,7 @@ def _train(argv: Sequence[str]) -> int:
 
     config, options = parse_train(argv)
     if options.print_config:
-        from fedjax_rl.config import to_toml
+        from fedjax_rl.layers import to_toml
 
         print(to_toml(config), end="")
         return 0
@@ -41,8 +41,10 @@ def _train(argv: Sequence[str]) -> int:
 
 def _resume(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
+    from fedjax_rl import rundir
 
     options = known.parse_command(known.ResumeOptions, argv, "resume")
+    rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
     from fedjax_rl.commands import resume
 
     return resume(options)
@@ -50,8 +52,10 @@ def _resume(argv: Sequence[str]) -> int:
 
 def _eval(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
+    from fedjax_rl import rundir
 
     options = known.parse_command(known.EvalOptions, argv, "eval")
+    rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
     from fedjax_rl.commands import evaluate
 
     return evaluate(options)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fedjax_rl import checkpoint, metrics, rundir
+from fedjax_rl import checkpoint, metrics, rundir, scoring
 from fedjax_rl import train as training
 from fedjax_rl.build import Run, abstract_state, initial_state, make_run
 from fedjax_rl.command_options import EvalOptions, ResumeOptions
@@ -58,12 +58,12 @@ def evaluate(options: EvalOptions) -> int:
         _warn(f"fedjax-rl: {error}")
         return 4
     steps = config.adapt_steps if options.adapt_steps is None else options.adapt_steps
-    evaluation = training.make_evaluation(run, options.rates(config.inner_lr), steps)
+    evaluation = scoring.make_evaluation(run, options.rates(config.inner_lr), steps)
     if options.clients == "new":
         count = options.new_clients or config.new_clients or 100
-        returns = training.new_clients(run, evaluation, restored.state, count)
+        returns = scoring.new_clients(run, evaluation, restored.state, count)
     else:
-        returns = training.old_clients(run, evaluation, restored.state, config.num_clients)
+        returns = scoring.old_clients(run, evaluation, restored.state, config.num_clients)
     summary = metrics.summarise(returns)
     if options.json:
         record = {"run": str(options.run), "step": restored.step, "clients": options.clients}

@@ -6,20 +6,20 @@ the class `Config` holds what all algorithms share, a subclass adds what one of 
 
 import difflib
 import math
-import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
-SCHEMA = 1
-ENV_PREFIX = "FEDJAX_RL_"
 ENV_NAMES = (
     "half_cheetah/direction",
     "half_cheetah/velocity",
     "ant/direction",
     "ant/velocity",
     "navigation",
+    "probe/constant",
+    "probe/target",
+    "probe/delayed",
+    "probe/ending",
 )
 OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
 SERVER_NAMES = ("adam", "reddi", "as_printed", "sgd")
@@ -68,9 +68,7 @@ class Config:
     batches: ClassVar[int] = 1  # batches that a selected client samples in a round
 
     env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family (also brax/NAME)
-    backend: str = name(
-        "auto", "auto", "native", "mjx"
-    )  # physics engine: native (C MuJoCo, on CPU) or mjx (on device)
+    backend: str = name("auto", "auto", "native", "mjx")  # physics: C MuJoCo on the CPU, or MJX on the device
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the policy's hidden layers [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers
@@ -147,9 +145,12 @@ def _checked(key: str, value: Any, item: Any) -> Any:
     if rule.choices:
         return _checked_name(key, value, rule)
     if isinstance(item.default, tuple):
-        if not isinstance(value, list | tuple) or not value:
-            raise ConfigError(f"{key} = {value!r}: must be a list of one or more integers, each {rule}")
-        return tuple(_checked_number(key, part, rule, int) for part in value)
+        try:
+            if value:
+                return tuple(_checked_number(key, part, rule, int) for part in value)
+        except (ConfigError, TypeError):
+            pass
+        raise ConfigError(f"{key} = {value!r}: must be a list of one or more integers, each {rule}")
     return _checked_number(key, value, rule, type(item.default))
 
 
@@ -187,69 +188,3 @@ def build(algorithm: str, *layers: Mapping[str, Any]) -> Config:
 def _key_hint(key: str, legal: Iterable[str]) -> str:
     owners = [a for a, c in CONFIGS.items() if key in {item.name for item in fields(c)}]
     return f" (it is an option of {', '.join(owners)})" if owners else nearest(key, legal)
-
-
-def environment_layer(algorithm: str, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The values that environment variables give: FEDJAX_RL_SERVER_LR=0.002 sets server_lr."""
-    environ = os.environ if environ is None else environ
-    kinds = {item.name: item.default for item in fields(config_class(algorithm))}
-    layer = {}
-    for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        key = variable.removeprefix(ENV_PREFIX).lower()
-        if key in kinds:
-            layer[key] = _parsed(variable, text, kinds[key])
-        elif not any(key in {item.name for item in fields(c)} for c in CONFIGS.values()):
-            names = [ENV_PREFIX + k.upper() for k in kinds]
-            raise ConfigError(f"unknown environment variable {variable}{nearest(variable, names)}")
-    return layer
-
-
-def _parsed(variable: str, text: str, default: Any) -> Any:
-    try:
-        if isinstance(default, tuple):
-            return tuple(int(part) for part in text.replace(",", " ").split())
-        return type(default)(text)
-    except ValueError:
-        raise ConfigError(f"{variable} = {text!r}: must be {type(default).__name__}") from None
-
-
-def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
-    """(algorithm or None, values) of a TOML file, as `to_toml` writes it."""
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    schema = values.pop("schema", SCHEMA)
-    if schema != SCHEMA:
-        raise ConfigError(f"{path}: schema = {schema!r}: this version reads schema {SCHEMA}")
-    algorithm = values.pop("algorithm", None)
-    if algorithm is not None:
-        config_class(str(algorithm))
-    return algorithm, values
-
-
-def load(path: str | os.PathLike) -> Config:
-    """The configuration that a file written by `to_toml` holds."""
-    algorithm, values = read_toml(path)
-    return build(algorithm or "fmrl", values)
-
-
-def to_toml(config: Config) -> str:
-    """Every value as TOML; `load` of it gives the same configuration."""
-    lines = [f"schema = {SCHEMA}", f'algorithm = "{config.algorithm}"']
-    lines += [f"{item.name} = {_toml(getattr(config, item.name))}" for item in fields(config)]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return repr(value)

@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl.config import Config, ConfigError, load, to_toml
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.layers import load, to_toml
 
 CONFIG, ENV, METRICS, EVAL, CHECKPOINTS = "config.toml", "env.json", "metrics.jsonl", "eval.jsonl", "ckpt"
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
@@ -135,7 +136,9 @@ def _git_revision() -> str | None:
     if not any((parent / ".git").exists() for parent in here.parents):
         return None
     try:
-        done = subprocess.run(["git", "-C", here, "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, timeout=5)
+        done = subprocess.run(
+            ["git", "-C", here, "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contracts.quadratic import PROBLEM, federation, make
 
+from contracts.quadratic import PROBLEM, federation, make
 from fedjax_rl import evaluate, simulate, trees
 from fedjax_rl.algorithms import ALGORITHMS
 from fedjax_rl.types import Aggregate

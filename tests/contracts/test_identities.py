@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, STEPS, federation, make
 
+from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, STEPS, federation, make
 from fedjax_rl import trees
 
 pytestmark = pytest.mark.usefixtures("x64")

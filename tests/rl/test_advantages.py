@@ -7,6 +7,8 @@ import pytest
 
 from fedjax_rl.rl import advantages
 from fedjax_rl.rl.advantages import normalise
+from fedjax_rl.rl.problem import make_batch
+from fedjax_rl.rl.rollout import Trajectory
 
 discounted_returns = jax.jit(advantages.discounted_returns)
 gae = jax.jit(advantages.gae)
@@ -73,7 +75,7 @@ def correlated_data(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     obs = np.cumsum(rng.normal(size=(*mask.shape, 7)), axis=1) * [1, 0.1, 5, 1, 1, 1, 1] + 20.0
     obs[..., 5] = obs[..., 0] + 0.05 * obs[..., 5]
-    obs[..., 6] = 0.7
+    obs[..., 6] = 0.5
     returns = 300 + obs[..., 0] - 0.2 * obs[..., 1] ** 2 + 3 * rng.normal(size=mask.shape)
     return obs, returns
 
@@ -109,3 +111,18 @@ def test_normalise_has_mean_zero_and_deviation_one_over_valid_steps():
     got = normalise(jnp.float32(advantage), jnp.asarray(mask))
     np.testing.assert_allclose(got, np.array([[-3, -1, 0], [1, 3, 0]]) / (np.sqrt(5) + 1e-6), rtol=1e-6)
     assert not np.any(normalise(jnp.full((2, 3), 7.0), jnp.asarray(mask)))
+
+
+def test_a_batchs_advantages_are_normalised_residuals_of_the_discounted_return():
+    """At lambda 1: (G - V) standardised, G the discounted return-to-go, V its ridge fit."""
+    mask = prefix_mask()
+    obs, rewards = correlated_data(mask)
+    rewards = (rewards - 300) * mask
+    returns = np.asarray([[sum(0.9 ** (k - t) * row[k] for k in range(t, 40)) for t in range(40)] for row in rewards])
+    residual = (returns - ridge_in_numpy(obs, returns, mask))[mask]
+    with jax.enable_x64(True):
+        filler = jnp.zeros((*mask.shape, 1))
+        trajectory = Trajectory(jnp.asarray(obs), filler, filler[..., 0], jnp.asarray(rewards), jnp.asarray(mask))
+        got = np.asarray(jax.jit(make_batch)(trajectory, 0.9, 1.0).advantage)
+    np.testing.assert_allclose(got[mask], (residual - residual.mean()) / residual.std(), rtol=1e-5, atol=1e-6)
+    assert not np.any(got[~mask])

@@ -76,6 +76,7 @@ def test_actions_are_the_policys_and_logp_their_density():
     want = stats.norm.logpdf(action, mean, np.exp(log_std)).sum(axis=1)
     np.testing.assert_allclose(out.logp.reshape(-1), want, rtol=1e-5, atol=1e-5)
     noise = (action - mean) * np.exp(-log_std)
+    np.testing.assert_allclose(noise.std(axis=0), 1.0, atol=0.35)  # 40 draws a column: three standard errors
     assert len(np.unique(noise)) == noise.size
     assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
 
@@ -91,7 +92,8 @@ def test_inside_a_batch_of_clients_equals_alone():
 
 def test_problem_sample_and_loss():
     env = counter()
-    problem = make_problem(env, gaussian_mlp(env.spec, hidden=(8,)), episodes=EPISODES)
+    policy = gaussian_mlp(env.spec, hidden=(8,))
+    problem = make_problem(env, policy, episodes=EPISODES)
     params = problem.init(jax.random.key(1))
     batch, value = jax.jit(problem.sample)(params, jnp.asarray([3.0, 99.0]), jax.random.key(0))
     assert value == 1 + 2 + 3 + 4
@@ -99,6 +101,14 @@ def test_problem_sample_and_loss():
     value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
     loss, grads = value_and_grad(params, batch)
     np.testing.assert_allclose(loss, 0.0, atol=1e-6)
+    biased = {**params, "log_std": params["log_std"] + 0.05}
+    flat = [x.reshape(EPISODES * HORIZON, -1) for x in (batch.obs, batch.action)]
+    mean, log_std = policy.apply(biased, flat[0])
+    logp = stats.norm.logpdf(flat[1], mean, np.exp(log_std)).sum(axis=1).reshape(batch.mask.shape)
+    r = np.exp(logp - batch.logp_old)
+    want = np.minimum(r * batch.advantage, np.clip(r, 0.8, 1.2) * batch.advantage)[:, :4].mean()
+    assert abs(want) > 1e-3
+    np.testing.assert_allclose(value_and_grad(biased, batch)[0], -want, rtol=1e-4)
     # One small step down the loss lowers it by step |gradient|^2.
     square = sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(grads))
     moved = jax.tree.map(lambda p, g: p - 1e-2 * g, params, grads)

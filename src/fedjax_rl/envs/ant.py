@@ -3,9 +3,13 @@
 With u the clipped control and v the torso's mean velocity along x over the step (m/s):
     direction d in {1, -1}:   r = d v + 0.05 - 0.005 |u|^2
     velocity g ~ U[0, 3]:     r = 1 - |v - g| + 0.05 - 0.005 |u|^2
-An episode ends, after at most 100 steps of 0.05 s, with the step that leaves the torso's height outside [0.2, 1.0] m or
-a state not finite; that step's reward counts. The contact cost is zero in this lineage. Standing still earns +5 over the
-directions and -45 on average over the speeds; perfect tracking of a speed earns +105.
+An episode ends, after at most 100 steps of 0.05 s, with the step that leaves the torso's height outside [0.2, 1.0] m
+or a state not finite; that step's reward counts. The contact cost is zero in this lineage. Standing still earns +5 over
+the directions and -45 on average over the speeds; perfect tracking of a speed earns +105.
+
+Gym's ant has pyramidal friction cones, on which MJX and C MuJoCo differ in about 5 % of the states: they choose other
+tangent frames for a steep capsule on a plane. With elliptic cones the frame does not matter, and 8 Newton with 8
+line-search iterations on MJX bring the 99th percentile of the one-step error of the velocity from 4e-2 to 2e-4.
 """
 
 import jax.numpy as jnp
@@ -68,9 +72,14 @@ def velocity_reward(speed, effort, task):
     return 1.0 - jnp.abs(speed - task) + _SURVIVAL - _CONTROL_COST * effort
 
 
+def ant_model() -> Model:
+    """Euler at 0.005 s, 10 substeps a step."""
+    return Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_iterations=8, mjx_ls_iterations=8)
+
+
 def _make(name, reward, sample_tasks, backend, observation) -> Env:
     body = mujoco_env.Body(
-        model=Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_iterations=8, mjx_ls_iterations=8),
+        model=ant_model(),
         qpos0=_QPOS0,
         nv=_NV,
         normalise=normalise,

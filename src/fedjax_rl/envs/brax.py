@@ -30,18 +30,21 @@ def brax(name: str, *, backend: str = "auto", horizon: int = _HORIZON) -> Env:
         raise ValueError(f"brax/{name} runs on the backends auto and mjx, not on {backend!r}")
     env = brax_envs.get_environment(name, **({} if backend == "auto" else {"backend": backend}))
 
+    permissive = jax.numpy_rank_promotion("allow")  # Brax promotes ranks
+
     def show(state):
+        state = jax.tree.map(jnp.asarray, state)  # Brax leaves Python numbers in some fields
         return EnvState(state, state.obs, state.reward, state.done > 0)
 
     def reset(key, task):
         del task
-        return show(env.reset(key))
+        return show(permissive(env.reset)(key))
 
     def step(state, action, task):
         del task
-        return show(env.step(state.physics, action))
+        return show(permissive(env.step)(state.physics, action))
 
     # Not env.observation_size, which runs a reset outside of any compiled program.
-    (size,) = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape
+    (size,) = jax.eval_shape(permissive(env.reset), jax.random.key(0)).obs.shape
     spec = EnvSpec(f"brax/{name}", size, env.action_size, horizon, size)
     return Env(reset, step, lambda key, n: jnp.zeros(n), spec)

@@ -42,9 +42,14 @@ def velocity_reward(speed, effort, task):
     return -jnp.abs(speed - task) - _CONTROL_COST * effort
 
 
+def half_cheetah_model() -> Model:
+    """Euler at 0.01 s, 5 substeps a step."""
+    return Model(mujoco_env.load_asset("half_cheetah.xml"), frame_skip=5)
+
+
 def _make(name, reward, sample_tasks, backend, observation) -> Env:
     body = mujoco_env.Body(
-        model=Model(mujoco_env.load_asset("half_cheetah.xml"), frame_skip=5),
+        model=half_cheetah_model(),
         qpos0=(0.0,) * _NQ,
         nv=_NV,
         normalise=lambda qpos: qpos,

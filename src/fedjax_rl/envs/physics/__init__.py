@@ -47,11 +47,19 @@ class Model(NamedTuple):
 
 
 def resolve_backend(backend: str = "auto") -> str:
-    """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs."""
+    """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs.
+
+    Unless the answer can only be "mjx", switches JAX's asynchronous CPU dispatch off for the process: the callback of
+    native physics reads its arguments as NumPy arrays, and with asynchronous dispatch these can wait for the very
+    threads that wait for the callback. JAX reads the switch when it first touches a device, so it must come before
+    `default_backend`, and before any other computation of the process.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown physics backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
+    if backend != "mjx":
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if backend == "auto":
         return "native" if jax.default_backend() == "cpu" else "mjx"
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown physics backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
     return backend
 
 

@@ -25,15 +25,15 @@ def make_mjx(model: Model) -> Physics:
     compiled = mujoco.MjModel.from_xml_string(model.xml)
     compiled.opt.iterations = model.mjx_iterations
     compiled.opt.ls_iterations = model.mjx_ls_iterations
-    device_model = mjx.put_model(compiled)
-    template = mjx.make_data(device_model)
+    device_model = mjx.put_model(compiled, impl="jax")
+    template = mjx.make_data(device_model, impl="jax")
 
     def init(qpos, qvel):
         return PhysicsState(qpos.astype(jnp.float32), qvel.astype(jnp.float32), jnp.zeros(compiled.nv, jnp.float32))
 
     def step(state, ctrl):
         data = template.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.engine, ctrl=ctrl)
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):  # MJX promotes ranks
             data = jax.lax.fori_loop(0, model.frame_skip, lambda _, d: mjx.step(device_model, d), data)
         return PhysicsState(data.qpos, data.qvel, data.qacc_warmstart)
 

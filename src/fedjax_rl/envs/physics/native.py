@@ -94,9 +94,7 @@ class _Stepper:
 
 
 def make_native(model: Model) -> Physics:
-    """`model` on C MuJoCo. Switches JAX's asynchronous CPU dispatch off for the process, and MuJoCo's log file."""
-    # With asynchronous dispatch the callback's NumPy views wait for the very thread that runs the callback.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    """`model` on C MuJoCo; `resolve_backend` must have come first. Switches MuJoCo's log file off for the process."""
     mujoco.set_mju_user_warning(_ignore_warning)
     compiled = compile_model(model.xml)
     stepper = _Stepper(compiled, model.frame_skip)

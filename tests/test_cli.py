@@ -1,0 +1,177 @@
+"""The command line: exit codes, one-line errors, and what is printed where."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedjax_rl import cli
+
+SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()
+
+
+def call(capsys, *argv):
+    code = cli.main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "unknown command 'trian' (did you mean train?)"),
+        ("train fmlr", "unknown algorithm 'fmlr' (did you mean fmrl?)"),
+        ("train --sever-lr 1", "unknown option --sever-lr (did you mean --server-lr?)"),
+        ("train --mu 1", "unknown option --mu (it is an option of fedprox)"),
+        ("train --env half_chetah/direction", "(did you mean half_cheetah/direction?)"),
+        ("train --preset lapto", "(did you mean laptop?)"),
+        ("train --rounds abc", "--rounds"),
+        ("train --rounds", "--rounds"),
+        ("train --rounds 0", "rounds = 0: must be an integer"),
+        ("train --local-lr nan", "local_lr = nan: must be a number"),
+        ("train --clients-per-round 300", "must be at most num_clients = 200"),
+        ("train --config missing.toml", "cannot read missing.toml"),
+        ("resume", "run directory"),
+        ("resume missing", "missing is not a run directory"),
+        ("resume missing --rounds 0", "--rounds 0: must be at least 1"),
+        ("eval missing --bets", "unknown option --bets (did you mean --best?)"),
+        ("eval missing --best --step 1", "exclude each other"),
+        ("eval missing --adapt-lr 0.1,x", "--adapt-lr 0.1,x"),
+        ("eval missing --clients old", "must be one of all, new"),
+        ("list --jsn", "unknown option --jsn (did you mean --json?)"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *line.split())
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("fedjax-rl: ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["--help", "list", "train --print-config", "train --roundz 3", "eval x", "train x"])
+def test_light_answers_import_neither_jax_nor_mujoco(line):
+    code = (
+        "import sys; from fedjax_rl import cli; code = cli.main(sys.argv[1:]);"
+        "print(code, 'jax' in sys.modules, 'mujoco' in sys.modules)"
+    )
+    # the exit code is the last line's first word
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=True)
+    want = "2" if line in ("train --roundz 3", "eval x", "train x") else "0"
+    assert done.stdout.splitlines()[-1] == f"{want} False False"
+
+
+def test_print_config_reproduces_itself(capsys, tmp_path):
+    argv = ("train", "fedprox", "--mu", "0.3", "--preset", "tiny", "--hidden", "7", "8", "--server-lr", "3e-4")
+    code, out, _ = call(capsys, *argv, "--print-config")
+    assert code == 0
+    path = tmp_path / "c.toml"
+    path.write_text(out)
+    assert call(capsys, "train", "--config", str(path), "--print-config") == (0, out, "")
+    assert "mu = 0.3" in out and "hidden = [7, 8]" in out and "server_lr = 0.0003" in out
+
+
+def test_help_names_every_option_and_default(capsys):
+    code, out, _ = call(capsys, "train", "fmrl", "--help")
+    assert code == 0
+    assert "--server-lr" in out and "--order" in out and "second" in out
+    assert "--mu" not in out
+
+
+def test_list_as_json(capsys):
+    code, out, _ = call(capsys, "list", "--json")
+    assert code == 0
+    assert set(json.loads(out)["algorithms"]) == {"fmrl", "fedavg", "fedprox"}
+
+
+def test_an_existing_out_is_refused_untouched(capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    code, _, err = call(capsys, "train", *SMALL, "--out", str(tmp_path))
+    assert code == 2
+    assert "exists and is not empty" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.main(["train", *SMALL, "--out", str(directory)]) == 0
+    return directory
+
+
+def test_a_run_directory_has_its_files(trained):
+    assert {p.name for p in trained.iterdir()} >= {"config.toml", "env.json", "metrics.jsonl", "eval.jsonl", "ckpt"}
+    assert json.loads((trained / "env.json").read_text())["seed"] == 0
+
+
+def test_an_existing_run_is_refused_and_says_resume(trained, capsys):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    code, _, err = call(capsys, "train", *SMALL, "--out", str(trained))
+    assert code == 2
+    assert f"fedjax-rl resume {trained}" in err
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("clients", "name"), [("all", "eval"), ("new", "eval_new")])
+def test_eval_repeats_the_runs_last_evaluation(trained, capsys, clients, name):
+    code, out, err = call(capsys, "eval", str(trained), "--clients", clients, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    last = json.loads((trained / "eval.jsonl").read_text().splitlines()[-1])
+    assert found["step"] == 2
+    np.testing.assert_allclose(found["returns"], last[f"{name}/returns"], rtol=1e-6)
+    np.testing.assert_allclose(found["mean"], np.mean(found["returns"], axis=0), rtol=1e-12)
+
+
+def test_eval_options(trained, capsys):
+    argv = ("eval", str(trained), "--step", "1", "--adapt-steps", "1", "--adapt-lr", "0.2,0.1", "--json")
+    found = json.loads(call(capsys, *argv)[1])
+    assert found["step"] == 1
+    assert np.shape(found["returns"]) == (8, 2)
+    found = json.loads(call(capsys, "eval", str(trained), "--clients", "new", "--new-clients", "3", "--json")[1])
+    assert found["num_clients"] == 3
+
+
+def test_eval_of_a_missing_step_is_exit_4(trained, capsys):
+    code, out, err = call(capsys, "eval", str(trained), "--step", "7")
+    assert (code, out) == (4, "")
+    assert "7" in err
+
+
+def test_the_table_goes_to_stdout(trained, capsys):
+    code, out, err = call(capsys, "eval", str(trained), "--best", "--adapt-steps", "2")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split()[:3] == ["return", "clients", "before"]
+    assert "2 steps" in out and "3 steps" not in out
+
+
+def test_resume_cannot_go_backwards(trained, capsys):
+    config = (trained / "config.toml").read_text()
+    code, _, err = call(capsys, "resume", str(trained), "--rounds", "1", "--quiet")
+    assert code == 2
+    assert "2 rounds are done already" in err
+    assert (trained / "config.toml").read_text() == config
+
+
+def test_an_interrupted_process_exits_130_and_resumes(tmp_path, capsys):
+    argv = [sys.executable, "-m", "fedjax_rl", "train", *SMALL[:-1], "--rounds", "100000", "--eval-every", "0"]
+    argv += ["--save-every", "100000", "--out", "run"]
+    process = subprocess.Popen(argv, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("round "):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert "continue with: fedjax-rl resume run" in rest
+    assert "Traceback" not in rest
+    step = max(int(p.name) for p in (tmp_path / "run/ckpt").iterdir() if p.is_dir())
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == step
+    assert call(capsys, "resume", str(tmp_path / "run"), "--rounds", str(step + 2), "--quiet")[0] == 0
+    numbers = [json.loads(line)["round"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert numbers == list(range(1, step + 3))

@@ -1,0 +1,161 @@
+"""Configurations: ranges, layers, names, and the file that reproduces a run."""
+
+import random
+from dataclasses import fields
+
+import pytest
+
+from fedjax_rl import algorithms, arguments, config, envs, layers, optimizers, presets
+from fedjax_rl.config import CONFIGS, ConfigError, FedProxConfig, FmrlConfig
+from fedjax_rl.rl import policies, surrogates
+
+NAN, INF = float("nan"), float("inf")
+INVALID = [
+    ("env", "half_chetah/direction"),
+    ("env", ""),
+    ("env", 3),
+    ("backend", "cuda"),
+    ("observation", "full"),
+    ("hidden", ()),
+    ("hidden", (64, 0)),
+    ("hidden", (5000,)),
+    ("hidden", (64.0,)),
+    ("hidden", 64),
+    ("activation", "gelu"),
+    ("seed", -1),
+    ("seed", 2**31),
+    ("num_clients", 0),
+    ("num_clients", 2.0),
+    ("num_clients", True),
+    ("num_clients", "200"),
+    ("clients_per_round", 0),
+    ("clients_per_round", 201),
+    ("rounds", 0),
+    ("rounds", -3),
+    ("episodes", 0),
+    ("local_steps", 0),
+    ("local_lr", 0.0),
+    ("local_lr", NAN),
+    ("local_lr", 101),
+    ("inner_lr", -0.1),
+    ("inner_lr", INF),
+    ("server", "adamw"),
+    ("server_lr", 0),
+    ("server_lr", -INF),
+    ("server_lr", "fast"),
+    ("discount", 0.0),
+    ("discount", 1.01),
+    ("gae_lambda", -0.1),
+    ("gae_lambda", 1.5),
+    ("clip", 0.0),
+    ("surrogate", "ppo"),
+    ("client_batch", -1),
+    ("client_batch", 201),
+    ("eval_every", -1),
+    ("eval_clients", 201),
+    ("adapt_steps", 101),
+    ("new_clients", -1),
+    ("save_every", 0),
+    ("order", "third"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), INVALID)
+def test_illegal_values_are_named_in_one_line(key, value):
+    with pytest.raises(ConfigError) as caught:
+        FmrlConfig(**{key: value})
+    message = str(caught.value)
+    assert message.startswith(f"{key} = {value!r}: must be ")
+    assert "\n" not in message
+
+
+def test_an_algorithms_own_field_has_a_range_too():
+    with pytest.raises(ConfigError, match=r"mu = -1\.0"):
+        FedProxConfig(mu=-1.0)
+
+
+def test_every_preset_of_every_algorithm_is_legal():
+    for algorithm in CONFIGS:
+        for name in presets.PRESETS:
+            assert config.build(algorithm, presets.preset(name, algorithm)).num_clients > 0
+
+
+def test_the_paper_preset_has_the_published_numbers():
+    c = config.build("fmrl", presets.preset("paper", "fmrl"))
+    assert (c.num_clients, c.clients_per_round, c.rounds, c.local_steps, c.episodes) == (200, 40, 500, 5, 20)
+    assert (c.inner_lr, c.local_lr, c.server, c.server_lr, c.order) == (0.1, 0.001, "adam", 0.0005, "first")
+    assert presets.preset("paper", "fmrl", "ant/velocity")["server_lr"] == 0.001
+
+
+def _random_value(item, rng):
+    rule = item.metadata["rule"]
+    if rule.choices:
+        return rng.choice(rule.choices)
+    if isinstance(item.default, tuple):
+        return tuple(rng.randint(1, 4096) for _ in range(rng.randint(1, 4)))
+    if isinstance(item.default, int):
+        return rng.randint(int(rule.low), min(int(rule.high), 10**6))
+    return rng.uniform(rule.low, rule.high) or 0.5
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_toml_round_trips(algorithm, tmp_path):
+    rng, path = random.Random(0), tmp_path / "config.toml"
+    for _ in range(40):
+        values = {item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm])}
+        for small in ("clients_per_round", "eval_clients", "client_batch"):
+            values[small] = min(values[small], values["num_clients"])
+        made = config.build(algorithm, values)
+        path.write_text(layers.to_toml(made))
+        assert layers.load(path) == made
+
+
+def test_later_layers_win(tmp_path, monkeypatch):
+    path = tmp_path / "c.toml"
+    path.write_text("rounds = 11\nepisodes = 12\nlocal_steps = 13\n")
+    monkeypatch.setenv("FEDJAX_RL_EPISODES", "22")
+    monkeypatch.setenv("FEDJAX_RL_LOCAL_STEPS", "23")
+    monkeypatch.setenv("FEDJAX_RL_HIDDEN", "8,9")
+    c, _ = arguments.parse_train(["--config", str(path), "--local-steps", "33", "--preset", "tiny"])
+    assert (c.num_clients, c.rounds, c.episodes, c.local_steps, c.hidden) == (8, 11, 22, 33, (8, 9))
+
+
+def test_a_file_may_choose_the_algorithm_and_the_command_line_may_not_be_overruled(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('algorithm = "fedprox"\nmu = 0.5\n')
+    assert arguments.parse_train(["--config", str(path)])[0].mu == 0.5
+    with pytest.raises(ConfigError, match="'mu' for fedavg \\(it is an option of fedprox\\)"):
+        arguments.parse_train(["fedavg", "--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sever_lr = 1.0", "unknown key 'sever_lr' for fmrl (did you mean server_lr?)"),
+        ("schema = 99", "reads schema 1"),
+        ("rounds = ", "is not TOML"),
+        ('algorithm = "fmlr"', "unknown algorithm 'fmlr' (did you mean fmrl?)"),
+    ],
+)
+def test_bad_files_are_refused(text, message, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        layers.load(path)
+    assert message in str(caught.value)
+
+
+def test_bad_variables_are_refused():
+    with pytest.raises(ConfigError, match=r"FEDJAX_RL_ROUNDZ.*did you mean FEDJAX_RL_ROUNDS"):
+        layers.environment_layer("fmrl", {"FEDJAX_RL_ROUNDZ": "3"})
+    with pytest.raises(ConfigError, match="FEDJAX_RL_ROUNDS = 'x': must be int"):
+        layers.environment_layer("fmrl", {"FEDJAX_RL_ROUNDS": "x"})
+
+
+def test_the_light_lists_of_names_are_the_registries():
+    assert set(config.ENV_NAMES) == set(envs.ENVS)
+    assert set(CONFIGS) == set(algorithms.ALGORITHMS)
+    assert set(config.SERVER_NAMES) == set(optimizers.SERVER_OPTIMIZERS)
+    rules = {item.name: item.metadata["rule"] for item in fields(config.Config)}
+    assert set(rules["surrogate"].choices) == set(surrogates.SURROGATES)
+    assert set(rules["activation"].choices) == set(policies.ACTIVATIONS)

@@ -1,0 +1,241 @@
+"""A run's promises: resumed equals uninterrupted, signals save, divergence stops, records are complete."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rl import build, checkpoint, commands, rundir, scoring, simulate, train
+from fedjax_rl.arrays import state_hash
+from fedjax_rl.config import CONFIGS, FmrlConfig
+from fedjax_rl.progress import Reporter
+
+SMALL = FmrlConfig(
+    env="probe/delayed",
+    hidden=(4,),
+    num_clients=6,
+    clients_per_round=2,
+    rounds=6,
+    episodes=3,
+    local_steps=2,
+    eval_every=2,
+    eval_clients=3,
+    adapt_steps=2,
+    new_clients=2,
+    save_every=3,
+)
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return build.make_run(SMALL)
+
+
+def go(config, directory):
+    """A whole run in a directory, as the command does it; its exit code."""
+    rundir.refuse_existing(directory)
+    return commands.train(config, directory, as_json=True, quiet=True)
+
+
+def resume(directory, rounds=None):
+    return commands.resume(commands.ResumeOptions(directory, rounds=rounds, json=True, quiet=True))
+
+
+def final_hash(directory):
+    run = build.make_run(rundir.read_config(directory))
+    restored = checkpoint.restore(directory / "ckpt", build.abstract_state(run), print)
+    return restored.step, state_hash(restored.state)
+
+
+def untimed(path):
+    return [{k: v for k, v in r.items() if not k.startswith("sys/")} for r in rundir.read_lines(path)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    assert go(SMALL, directory) == 0
+    return directory
+
+
+def test_six_rounds_are_three_and_three_resumed(whole, tmp_path):
+    assert go(replace(SMALL, rounds=3), tmp_path / "run") == 0
+    assert final_hash(tmp_path / "run")[0] == 3
+    assert resume(tmp_path / "run", rounds=6) == 0
+    assert final_hash(tmp_path / "run") == final_hash(whole)
+    assert untimed(tmp_path / "run" / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    assert rundir.read_config(tmp_path / "run") == SMALL
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    assert go(replace(SMALL, seed=1), tmp_path / "run") == 0
+    assert final_hash(tmp_path / "run")[1] != final_hash(whole)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_round_saves_and_resumes_equal(number, whole, tmp_path, monkeypatch, capsys):
+    append = rundir.append
+
+    def interrupt_in_round_2(path, record):
+        append(path, record)
+        if path.name == "metrics.jsonl" and record["round"] == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(rundir, "append", interrupt_in_round_2)
+    handler = signal.getsignal(number)
+    assert go(SMALL, tmp_path / "run") == 128 + number
+    assert signal.getsignal(number) == handler
+    assert f"fedjax-rl resume {tmp_path / 'run'}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert final_hash(tmp_path / "run")[0] == 2
+    assert resume(tmp_path / "run") == 0
+    assert final_hash(tmp_path / "run") == final_hash(whole)
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert untimed(tmp_path / "run" / name) == untimed(whole / name)
+
+
+def test_a_crash_and_a_flipped_bit_cost_only_rounds(whole, tmp_path, monkeypatch, capsys):
+    config = replace(SMALL, save_every=1, eval_every=0)
+    append = rundir.append
+
+    def crash_in_round_5(path, record):
+        append(path, record)
+        if record["round"] == 5:
+            raise MemoryError
+
+    monkeypatch.setattr(rundir, "append", crash_in_round_5)
+    with pytest.raises(MemoryError):
+        go(config, tmp_path / "run")
+    monkeypatch.undo()
+    damaged = max((tmp_path / "run/ckpt/4").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 3] ^= 16
+    damaged.write_bytes(data)
+    assert len(untimed(tmp_path / "run/metrics.jsonl")) == 5
+    assert resume(tmp_path / "run") == 0
+    assert "using step 3 instead" in capsys.readouterr().err
+    assert final_hash(tmp_path / "run") == final_hash(whole)
+    assert untimed(tmp_path / "run/metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    assert len(list((tmp_path / "run/rejected").glob("*-4"))) == 1
+
+
+def test_nothing_to_resume_is_exit_4(whole, tmp_path, capsys):
+    rundir.create(tmp_path / "run", SMALL)
+    assert resume(tmp_path / "run") == 4
+    assert "no usable checkpoint" in capsys.readouterr().err
+
+
+def test_divergence_is_exit_3_and_names_the_round(tmp_path, monkeypatch, capsys):
+    make_run = build.make_run
+
+    def breaking(config):
+        run = make_run(config)
+
+        def round(state):
+            new, metrics = run.simulation.round(state)
+            factor = jnp.where(state.round == 3, jnp.nan, 1.0)
+            return new._replace(server=jax.tree.map(lambda x: (x * factor).astype(x.dtype), new.server)), metrics
+
+        return run._replace(simulation=simulate.Simulation(run.simulation.init, round))
+
+    monkeypatch.setattr(commands, "make_run", breaking)
+    assert go(SMALL, tmp_path / "run") == 3
+    error = capsys.readouterr().err
+    assert "diverged in round 4" in error
+    assert str(tmp_path / "run/ckpt/3") in error
+    assert checkpoint.steps(tmp_path / "run/ckpt") == [3, 2]
+
+
+def test_metric_names_and_what_they_say(whole):
+    lines = rundir.read_lines(whole / "metrics.jsonl")
+    assert [r["round"] for r in lines] == [1, 2, 3, 4, 5, 6]
+    names = {"round", "train/return/adapt_0", "train/return/adapt_1", "comm/up_bytes", "comm/down_bytes"}
+    names |= {"health/dropped_clients", "sys/env_steps_per_s", "sys/round_s", "sys/compile_s"}
+    assert names <= set(lines[0])
+    parameters = (2 * 4 + 4) + (4 * 1 + 1) + 1  # hidden layer, mean layer, log_std
+    assert lines[0]["comm/up_bytes"] == 2 * 4 * parameters
+    steps = 2 * 2 * 3 * 4  # clients a round, batches, episodes, horizon
+    assert lines[3]["sys/env_steps_per_s"] * lines[3]["sys/round_s"] == pytest.approx(steps)
+    assert lines[0]["sys/compile_s"] > 0 == lines[1]["sys/compile_s"]
+
+
+def test_evaluations_hold_the_means_of_their_clients(whole):
+    lines = rundir.read_lines(whole / "eval.jsonl")
+    assert [(r["round"], r["final"]) for r in lines] == [(2, False), (4, False), (6, True)]
+    for line in lines:
+        for name, count in (("eval", 6 if line["final"] else 3), ("eval_new", 2)):
+            if f"{name}/returns" not in line:
+                assert name == "eval_new" and not line["final"]
+                continue
+            rows = np.array(line[f"{name}/returns"])
+            assert rows.shape == (count, 3)
+            for j in range(3):
+                entry = line[f"{name}/return/adapt_{j}"]
+                assert entry["mean"] == pytest.approx(rows[:, j].mean(), rel=1e-12)
+                assert entry["num_clients"] == count
+
+
+def test_the_best_step_is_the_highest_return_after_one_step_over_the_same_clients(whole):
+    lines = rundir.read_lines(whole / "eval.jsonl")
+    scores = {r["round"]: np.mean([row[1] for row in r["eval/returns"][:3]]) for r in lines}
+    assert checkpoint.best_step(whole / "ckpt") == max(scores, key=scores.get)
+    written = {s: json.loads((whole / f"ckpt/{s}.digest.json").read_text())["score"] for s in (6, 4)}
+    assert written == {6: pytest.approx(scores[6]), 4: pytest.approx(scores[4])}
+
+
+def test_a_clients_score_does_not_depend_on_how_many_are_evaluated(run):
+    state = build.initial_state(run)
+    evaluation = scoring.make_evaluation(run, (0.1,), 1)
+    all_of_them = np.array(scoring.old_clients(run, evaluation, state, 6))
+    np.testing.assert_allclose(scoring.old_clients(run, evaluation, state, 2), all_of_them[:2], rtol=1e-5)
+
+
+def test_rates_are_taken_in_order(run):
+    state = build.initial_state(run)
+    score = lambda rates: np.array(scoring.old_clients(run, scoring.make_evaluation(run, rates, 3), state, 6))
+    still, two_rates = score((0.0,)), score((0.0, 0.5))
+    np.testing.assert_array_equal(still[:, :2], two_rates[:, :2])  # rate 0 at the first step, columns 0 and 1
+    assert np.all(still[:, 2:] != two_rates[:, 2:])
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_every_algorithm_runs_a_round_and_counts_its_samples(algorithm):
+    shared = {name: getattr(SMALL, name) for name in CONFIGS["fedavg"].__dataclass_fields__}
+    run = build.make_run(CONFIGS[algorithm](**shared))
+    state, measured = simulate.run_rounds(run.simulation, build.initial_state(run), 1)
+    assert int(state.round) == 1
+    assert np.isfinite(measured["train/return/adapt_0"]).all()
+    batches = sum(name.startswith("train/return/") for name in measured)  # each sampled batch reports its return
+    assert run.env_steps_per_round == 2 * batches * 3 * 4
+
+
+def test_two_writers_are_refused(tmp_path):
+    rundir.create(tmp_path / "run", SMALL)
+    with (
+        rundir.writer(tmp_path / "run"),
+        pytest.raises(ValueError, match="written by another process"),
+        rundir.writer(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_records_past_a_round_and_cut_lines_are_forgotten(tmp_path):
+    path = tmp_path / "m.jsonl"
+    for number in (1, 2, 3):
+        rundir.append(path, {"round": number, "x": float("nan")})
+    path.write_text(path.read_text() + '{"round": 4, "x"')
+    rundir.forget_after(path, 2)
+    assert path.read_text() == '{"round": 1, "x": null}\n{"round": 2, "x": null}\n'
+
+
+def test_a_second_signal_acts_as_usual():
+    with pytest.raises(KeyboardInterrupt), train._signals() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
