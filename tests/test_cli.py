@@ -6,12 +6,32 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from fedjax_rl import cli
 
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one configuration share their compiled programs, which are most of a small run's time."""
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    compilation_cache.reset_cache()
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def call(capsys, *argv):
@@ -161,7 +181,8 @@ def test_resume_cannot_go_backwards(trained, capsys):
 def test_an_interrupted_process_exits_130_and_resumes(tmp_path, capsys):
     argv = [sys.executable, "-m", "fedjax_rl", "train", *SMALL[:-1], "--rounds", "100000", "--eval-every", "0"]
     argv += ["--save-every", "100000", "--out", "run"]
-    process = subprocess.Popen(argv, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("round "):
             process.send_signal(signal.SIGINT)
@@ -175,3 +196,13 @@ def test_an_interrupted_process_exits_130_and_resumes(tmp_path, capsys):
     assert call(capsys, "resume", str(tmp_path / "run"), "--rounds", str(step + 2), "--quiet")[0] == 0
     numbers = [json.loads(line)["round"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert numbers == list(range(1, step + 3))
+
+
+def test_doctor_names_versions_and_runs_the_physics(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(capsys, "doctor", "--json")
+    found = json.loads(out)
+    assert (code, found["problems"]) == (0, [])
+    assert found["jax"] == jax.__version__
+    assert found["physics steps/s"] > 0
+    assert list(tmp_path.iterdir()) == []

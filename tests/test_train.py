@@ -3,17 +3,17 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from fedjax_rl import build, checkpoint, commands, rundir, scoring, simulate, train
 from fedjax_rl.arrays import state_hash
-from fedjax_rl.config import CONFIGS, FmrlConfig
-from fedjax_rl.progress import Reporter
+from fedjax_rl.config import CONFIGS, Config, FmrlConfig
 
 SMALL = FmrlConfig(
     env="probe/delayed",
@@ -29,7 +29,24 @@ SMALL = FmrlConfig(
     new_clients=2,
     save_every=3,
 )
-QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one configuration share their compiled programs, which are most of a small run's time."""
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    compilation_cache.reset_cache()
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +223,7 @@ def test_rates_are_taken_in_order(run):
 
 @pytest.mark.parametrize("algorithm", CONFIGS)
 def test_every_algorithm_runs_a_round_and_counts_its_samples(algorithm):
-    shared = {name: getattr(SMALL, name) for name in CONFIGS["fedavg"].__dataclass_fields__}
+    shared = {item.name: getattr(SMALL, item.name) for item in fields(Config)}
     run = build.make_run(CONFIGS[algorithm](**shared))
     state, measured = simulate.run_rounds(run.simulation, build.initial_state(run), 1)
     assert int(state.round) == 1

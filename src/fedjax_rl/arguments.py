@@ -92,7 +92,8 @@ def _refuse_unknown(argv: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _one_line(box: str) -> str:
-    """The first paragraph of tyro's error box, which is drawn in Unicode or in ASCII."""
-    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
-    body = re.split("[─-]{5,}", " ".join(lines))[0].strip()
+    """The first paragraph below the title of tyro's error box, which is drawn in Unicode or with dashes."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    paragraphs = re.split(r"\s*[─-]{5,}\s*", " ".join(lines).strip())
+    body = next((paragraph for paragraph in paragraphs if paragraph), "")
     return re.sub(r"^Error parsing \w+: ", "", body) or "the command line is not understood"

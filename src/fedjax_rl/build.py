@@ -59,6 +59,15 @@ def make_run(config: Config) -> Run:
     return Run(config, env, problem, algorithm, simulation)
 
 
+def server_rate(config: Config) -> optax.ScalarOrSchedule:
+    """server_lr, which falls linearly to a tenth of itself over the last share `server_lr_decay` of the rounds."""
+    if not config.server_lr_decay:
+        return config.server_lr
+    last = max(1, round(config.server_lr_decay * config.rounds))
+    fall = optax.linear_schedule(config.server_lr, 0.1 * config.server_lr, last)
+    return optax.join_schedules([optax.constant_schedule(config.server_lr), fall], [config.rounds - last])
+
+
 def make_algorithm(config: Config, problem: Problem) -> Algorithm:
     """The configured algorithm; what its configuration class adds are its factory's arguments of the same names."""
     shared = {item.name for item in fields(Config)}
@@ -66,7 +75,7 @@ def make_algorithm(config: Config, problem: Problem) -> Algorithm:
     return ALGORITHMS[config.algorithm](
         problem,
         client_opt=optax.sgd(config.local_lr),
-        server_opt=SERVER_OPTIMIZERS[config.server](config.server_lr),
+        server_opt=SERVER_OPTIMIZERS[config.server](server_rate(config)),
         local_steps=config.local_steps,
         inner_lr=config.inner_lr,
         client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),

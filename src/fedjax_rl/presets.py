@@ -24,10 +24,11 @@ _PAPER = {
 _LAPTOP = {
     **_PAPER,
     "clients_per_round": 8,
-    "rounds": 150,
-    "server_lr": 0.002,
-    "eval_every": 50,
-    "eval_clients": 20,
+    "rounds": 220,
+    "server_lr": 0.001,
+    "server_lr_decay": 0.5,
+    "observation": "compact",
+    "eval_every": 0,
     "order": "second",
 }
 # Real physics end to end in seconds: shows that an installation works, learns nothing.

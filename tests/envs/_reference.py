@@ -12,7 +12,7 @@ def load(robot: str, converged: bool = False) -> tuple[mujoco.MjModel, mujoco.Mj
     """Model and data of a robot; converged: Newton to the last digit of float64 instead of MuJoCo's tolerance."""
     model = mujoco.MjModel.from_xml_string(load_asset(f"{robot}.xml"))
     if converged:
-        model.opt.tolerance, model.opt.ls_tolerance = 0.0, 1e-10
+        model.opt.tolerance, model.opt.ls_tolerance = 1e-15, 1e-10
         model.opt.iterations, model.opt.ls_iterations = 300, 200
     return model, mujoco.MjData(model)
 

@@ -83,7 +83,7 @@ def test_opposite_directions_share_the_control_cost():
 )
 def test_anchors(reward, horizon, tasks, tracking, standing):
     """Returns at v = g and at v = 0, averaged over evenly spaced tasks (E g^2 = 1/3 on [-1, 1])."""
-    g = jnp.linspace(*tasks, 2001)
+    g = jnp.linspace(*tasks, 20001)
     np.testing.assert_allclose(horizon * reward(g, 0.0, g).mean(), tracking, atol=0.05)
     np.testing.assert_allclose(horizon * reward(jnp.zeros_like(g), 0.0, g).mean(), standing, atol=0.05)
 
