@@ -8,6 +8,7 @@ import optax
 
 from fedjax_rl.aggregators import mean
 from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.clients import SELECTIONS
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.envs import Env, make_env
 from fedjax_rl.optimizers import SERVER_OPTIMIZERS
@@ -55,6 +56,7 @@ def make_run(config: Config) -> Run:
         clients_per_round=config.clients_per_round,
         sample_tasks=env.sample_tasks,
         aggregator=mean(),
+        select=SELECTIONS[config.selection],
     )
     return Run(config, env, problem, algorithm, simulation)
 

@@ -75,6 +75,9 @@ class Config:
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
+    selection: str = name(
+        "uniform", "uniform", "stratified"
+    )  # stratified: one client of each id modulo clients_per_round
     rounds: int = number(500, 1, BIG)  # communication rounds in all
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round

@@ -24,9 +24,10 @@ _PAPER = {
 _LAPTOP = {
     **_PAPER,
     "clients_per_round": 8,
-    "rounds": 220,
-    "server_lr": 0.001,
-    "server_lr_decay": 0.5,
+    "selection": "stratified",
+    "rounds": 200,
+    "server_lr": 0.0015,
+    "server_lr_decay": 0.4,
     "observation": "compact",
     "eval_every": 0,
     "order": "second",

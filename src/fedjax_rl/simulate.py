@@ -52,6 +52,7 @@ def make_simulation(
     clients_per_round: int,
     sample_tasks: Callable[[Key, int], Tree],
     aggregator: Aggregator,
+    select: Callable[[Key, int, int], Array] = selection.uniform,
     uplink: optax.GradientTransformation | None = None,
 ) -> Simulation:
     """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
@@ -68,6 +69,7 @@ def make_simulation(
       clients_per_round: M <= N.
       sample_tasks: (key, N) -> tasks [N, ...].
       aggregator: how M messages become one.
+      select: (key, N, M) -> ids [M], ascending.
       uplink: what every client applies to its message before sending, with a state of its own per client (None:
         nothing).
     """
@@ -87,7 +89,7 @@ def make_simulation(
 
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
-        ids = selection.uniform(key(SELECT), num_clients, clients_per_round)
+        ids = select(key(SELECT), num_clients, clients_per_round)
         old = trees.take((state.clients, state.uplink), ids)
         update = placement.map_clients(algorithm.client_update, num_broadcast=1)
         uploads, new, client_metrics = update(
