@@ -1,32 +1,28 @@
-"""The server's rate by round, against the piecewise-linear formula."""
+"""From a configuration to the objects: what the options do to a round."""
 
-import numpy as np
+import jax
 import optax
-import pytest
 
-from fedjax_rl import build, config
+from fedjax_rl import build, config, trees
 
-
-@pytest.mark.parametrize(("share", "rounds"), [(0.5, 20), (1.0, 8), (0.3, 10)])
-def test_server_rate_falls_to_a_tenth_at_the_end(share, rounds):
-    made = build.server_rate(config.build("fmrl", {"rounds": rounds, "server_lr": 0.002, "server_lr_decay": share}))
-    last = round(share * rounds)
-    got = [float(made(k)) for k in range(rounds + 1)]
-    want = [0.002 * (1 - 0.9 * max(0, k - (rounds - last)) / last) for k in range(rounds + 1)]
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    assert got[-1] == pytest.approx(0.0002, rel=1e-5)
+SMALL = {"env": "probe/target", "num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,)}
 
 
-def test_server_rate_stays_by_default():
-    assert build.server_rate(config.build("fmrl", {"server_lr": 0.002})) == 0.002
+def test_max_change_norm_bounds_the_servers_step():
+    """With a server that adds the mean change, no round moves the model by more than the clip, and the clip binds."""
+    moved = {}
+    for clip in (0.0, 1e-5):
+        extra = {"server": "sgd", "server_lr": 1.0, "local_lr": 1.0, "max_change_norm": clip}
+        run = build.make_run(config.build("fedavg", SMALL, extra))
+        state = build.initial_state(run)
+        after, _ = jax.jit(run.simulation.round)(state)
+        moved[clip] = float(optax.global_norm(trees.sub(after.server.shared, state.server.shared)))
+    assert moved[1e-5] <= 1e-5 * 1.01 < moved[0.0]
 
 
-def test_the_schedule_is_the_servers_step(x64):
-    """Adam's first steps on a constant gradient are the rate itself, so the k-th step shows the k-th rate."""
-    rate = build.server_rate(config.build("fmrl", {"rounds": 4, "server_lr": 0.01, "server_lr_decay": 1.0}))
-    opt = optax.adam(rate)
-    state, steps = opt.init(np.ones(1)), []
-    for _ in range(4):
-        updates, state = opt.update(np.ones(1), state)
-        steps.append(-float(updates[0]))
-    np.testing.assert_allclose(steps, 0.01 * (1 - 0.9 * np.arange(4) / 4), rtol=1e-6)
+def test_environment_steps_are_counted():
+    """FMRL samples two batches: 2 clients x 2 batches x 2 episodes x the horizon; FedAvg one."""
+    runs = {name: build.make_run(config.build(name, SMALL)) for name in ("fmrl", "fedavg")}
+    horizon = runs["fmrl"].env.spec.horizon
+    assert runs["fmrl"].env_steps_per_round == 8 * horizon
+    assert runs["fedavg"].env_steps_per_round == 4 * horizon

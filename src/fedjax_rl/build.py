@@ -50,6 +50,7 @@ def make_run(config: Config) -> Run:
         surrogate=config.surrogate,
     )
     algorithm = make_algorithm(config, problem)
+    clip = optax.clip_by_global_norm(config.max_change_norm) if config.max_change_norm else None
     simulation = make_simulation(
         algorithm,
         num_clients=config.num_clients,
@@ -57,17 +58,9 @@ def make_run(config: Config) -> Run:
         sample_tasks=env.sample_tasks,
         aggregator=mean(),
         select=SELECTIONS[config.selection],
+        uplink=clip,
     )
     return Run(config, env, problem, algorithm, simulation)
-
-
-def server_rate(config: Config) -> optax.ScalarOrSchedule:
-    """server_lr, which falls linearly to a tenth of itself over the last share `server_lr_decay` of the rounds."""
-    if not config.server_lr_decay:
-        return config.server_lr
-    last = max(1, round(config.server_lr_decay * config.rounds))
-    fall = optax.linear_schedule(config.server_lr, 0.1 * config.server_lr, last)
-    return optax.join_schedules([optax.constant_schedule(config.server_lr), fall], [config.rounds - last])
 
 
 def make_algorithm(config: Config, problem: Problem) -> Algorithm:
@@ -77,7 +70,7 @@ def make_algorithm(config: Config, problem: Problem) -> Algorithm:
     return ALGORITHMS[config.algorithm](
         problem,
         client_opt=optax.sgd(config.local_lr),
-        server_opt=SERVER_OPTIMIZERS[config.server](server_rate(config)),
+        server_opt=SERVER_OPTIMIZERS[config.server](config.server_lr),
         local_steps=config.local_steps,
         inner_lr=config.inner_lr,
         client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),

@@ -82,10 +82,10 @@ class Config:
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
     local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (plain SGD)
+    max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
     inner_lr: float = number(0.1, 0, 100)  # alpha, rate of the adaptation step
     server: str = name("adam", *SERVER_NAMES)  # server optimizer
     server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
-    server_lr_decay: float = number(0.0, 0, 1)  # share of the rounds, the last, over which server_lr falls to a tenth
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the clipped surrogate

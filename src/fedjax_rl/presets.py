@@ -20,14 +20,15 @@ _PAPER = {
     "eval_every": 100,
     "order": "first",
 }
-# A tenth of the paper's samples: small cohorts, the exact meta-gradient and a larger server rate; minutes on two cores.
+# A sixteenth of the paper's samples, minutes on two cores: small balanced cohorts, the exact meta-gradient, a larger
+# server rate. The clip is what makes that rate safe: clients whose adaptation failed send changes ten times the median.
 _LAPTOP = {
     **_PAPER,
     "clients_per_round": 8,
     "selection": "stratified",
-    "rounds": 200,
+    "rounds": 160,
     "server_lr": 0.0015,
-    "server_lr_decay": 0.4,
+    "max_change_norm": 0.002,
     "observation": "compact",
     "eval_every": 0,
     "order": "second",
