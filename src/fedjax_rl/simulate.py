@@ -104,10 +104,7 @@ def make_simulation(
         aggregate = Aggregate(combined, heard.sum() / num_clients)
         server = algorithm.server_update(state.server, aggregate, key(SERVER))
         somebody = heard.any()
-        metrics = {f"train/{name}": _mean_where(heard, value) for name, value in client_metrics.items()}
-        metrics["health/dropped_clients"] = (~heard).sum()
-        metrics["comm/up_bytes"] = heard.sum() * float(trees.num_bytes(combined))
-        metrics["comm/down_bytes"] = jnp.asarray(clients_per_round * float(trees.num_bytes(state.server.shared)))
+        metrics = _metrics(heard, client_metrics, combined, state.server.shared)
         return State(
             server=trees.select(somebody, server, state.server),
             clients=trees.put(state.clients, ids, kept[0]),
@@ -119,6 +116,16 @@ def make_simulation(
         ), metrics
 
     return Simulation(init, round)
+
+
+def _metrics(heard: Array, client_metrics: Metrics, message: Tree, shared: Tree) -> Metrics:
+    """A round's numbers: means over the clients heard, how many were not, and bytes sent up and down."""
+    return {
+        **{f"train/{name}": _mean_where(heard, value) for name, value in client_metrics.items()},
+        "health/dropped_clients": (~heard).sum(),
+        "comm/up_bytes": heard.sum() * float(trees.num_bytes(message)),
+        "comm/down_bytes": jnp.asarray(heard.size * float(trees.num_bytes(shared))),
+    }
 
 
 def _mean_where(chosen: Array, values: Array) -> Array:
