@@ -9,29 +9,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from fedjax_rl import cli
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one configuration share their compiled programs, which are most of a small run's time."""
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    compilation_cache.reset_cache()
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def call(capsys, *argv):

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from fedjax_rl import build, checkpoint, commands, rundir, scoring, simulate, train
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.config import CONFIGS, Config, FmrlConfig
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = FmrlConfig(
     env="probe/delayed",
     hidden=(4,),
@@ -29,24 +29,6 @@ SMALL = FmrlConfig(
     new_clients=2,
     save_every=3,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one configuration share their compiled programs, which are most of a small run's time."""
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    compilation_cache.reset_cache()
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

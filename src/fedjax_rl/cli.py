@@ -45,6 +45,8 @@ def _resume(argv: Sequence[str]) -> int:
 
     options = known.parse_command(known.ResumeOptions, argv, "resume")
     rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
+    if not rundir.has_checkpoint(options.run):
+        return _no_checkpoint(options.run)
     from fedjax_rl.commands import resume
 
     return resume(options)
@@ -56,9 +58,16 @@ def _eval(argv: Sequence[str]) -> int:
 
     options = known.parse_command(known.EvalOptions, argv, "eval")
     rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
+    if not rundir.has_checkpoint(options.run):
+        return _no_checkpoint(options.run)
     from fedjax_rl.commands import evaluate
 
     return evaluate(options)
+
+
+def _no_checkpoint(path: object) -> int:
+    print(f"fedjax-rl: {path} holds no checkpoint yet, so nothing to continue or evaluate", file=sys.stderr)
+    return 4
 
 
 def _doctor(argv: Sequence[str]) -> int:

@@ -142,3 +142,8 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Is there a finished step, good or not? Needs no jax, so that a run without one is refused at once."""
+    return any((path / CHECKPOINTS).glob("*.digest.json"))
