@@ -19,12 +19,13 @@ BATCH = 64
 
 def doctor(*, as_json: bool) -> int:
     """Print the findings; exit code 0 when the physics runs and the directory can be written."""
+    backend = resolve_backend("auto")  # first: native physics needs a setting that JAX reads with its first device
     found = {
         "python": platform.python_version(),
         **versions(),
         "devices": ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()),
         "cores": os.cpu_count(),
-        "backend": resolve_backend("auto"),
+        "backend": backend,
     }
     problems = []
     try:
