@@ -23,17 +23,20 @@ ALLOWED = {
     "rl": {"types", "trees", "envs", "rl"},
     "simulate": BASE | {"clients", "placement"},
     "evaluate": BASE | {"meta"},
-    "checkpoint": BASE,
+    "arrays": BASE,
+    "checkpoint": BASE | {"arrays"},
     "metrics": BASE,
     "config": set(),
+    "layers": {"config"},
+    "presets": {"config"},
 }
 ONLY_IN = {
     "mujoco": ("envs/physics/",),
     "orbax": ("checkpoint.py",),
     "brax": ("envs/brax.py",),
     "flax": ("rl/",),
-    "tyro": ("cli.py",),
-    "rich": ("cli.py", "train.py", "progress.py", "doctor.py"),
+    "tyro": ("arguments.py", "command_options.py"),
+    "rich": ("progress.py",),
 }
 
 

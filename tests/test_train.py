@@ -234,7 +234,10 @@ def test_records_past_a_round_and_cut_lines_are_forgotten(tmp_path):
 
 
 def test_a_second_signal_acts_as_usual():
+    # a shell starts background jobs with SIGINT ignored, and "as usual" would then be to ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), train._signals() as caught:
         os.kill(os.getpid(), signal.SIGINT)
         assert caught == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

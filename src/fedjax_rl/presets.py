@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .config import ConfigError, config_class, nearest
+from fedjax_rl.config import ConfigError, config_class, nearest
 
 # The published setting (Liu, Xu, Wu, Jiang 2024, section 4): all of its numbers are first-order.
 _PAPER = {
