@@ -106,7 +106,7 @@ def describe(seed: int) -> dict[str, Any]:
         "device_count": jax.device_count(),
         "cores": os.cpu_count(),
         "git": _git_revision(),
-        "argv": sys.argv,
+        "argv": ["fedjax-rl", *sys.argv[1:]],
         "seed": seed,
     }
 
