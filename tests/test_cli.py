@@ -186,5 +186,5 @@ def test_doctor_names_versions_and_runs_the_physics(capsys, tmp_path, monkeypatc
     found = json.loads(out)
     assert (code, found["problems"]) == (0, [])
     assert found["jax"] == jax.__version__
-    assert found["physics steps/s"] > 0
+    assert found["env steps/s"] > 0
     assert list(tmp_path.iterdir()) == []

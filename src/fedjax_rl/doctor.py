@@ -29,7 +29,7 @@ def doctor(*, as_json: bool) -> int:
     }
     problems = []
     try:
-        found["physics steps/s"] = round(physics_speed())
+        found["env steps/s"] = round(physics_speed())
     except Exception as error:  # whatever is wrong with the installation is what is asked for
         problems.append(f"physics: {type(error).__name__}: {error}".splitlines()[0])
     try:
