@@ -29,6 +29,7 @@ ALLOWED = {
     "config": set(),
     "layers": {"config"},
     "presets": {"config"},
+    "sweep": {"config"},
 }
 ONLY_IN = {
     "mujoco": ("envs/physics/",),

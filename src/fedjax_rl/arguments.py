@@ -28,6 +28,24 @@ class TrainOptions:
     quiet: bool = False  # no progress
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Seeds and a grid of values; what differs in seeds and floats alone runs side by side in one program."""
+
+    seeds: str = "0:3"  # a range like 0:5 or a list like 0,3,7
+    grid: tuple[str, ...] = ()  # KEY=VALUE,VALUE ... any options but seed and hidden, every combination is run
+    halvings: int = 0  # successive halving: so many times, only the better half of the grid's points goes on
+    preset: str = presets.DEFAULT  # lowest layer of values: laptop, paper or tiny
+    config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
+    out: Path | None = None  # directory of the runs (default: runs/sweep-<env>-<algorithm>-<time>)
+    json: bool = False  # print the report as JSON instead of a table
+    quiet: bool = False  # no progress
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.halvings <= 20:
+            raise ConfigError(f"--halvings {self.halvings}: must be an integer, 0 to 20")
+
+
 def parse(cls: Any, argv: Sequence[str], prog: str, known: Sequence[str], **kwargs: Any) -> Any:
     """tyro.cli with one-line errors; `known` are the option names without dashes in front."""
     _refuse_unknown(argv, known)
@@ -46,7 +64,7 @@ def options(cls: type) -> list[str]:
     return [item.name.replace("_", "-") for item in fields(cls) if "Positional" not in str(item.type)]
 
 
-def parse_train(argv: Sequence[str]) -> tuple[Config, TrainOptions]:
+def parse_train(argv: Sequence[str], command: str = "train", what: Any = TrainOptions) -> tuple[Config, Any]:
     """[ALGORITHM] options -> the configuration of all layers, and what to do with it."""
     argv = list(argv)
     stated = argv.pop(0) if argv and not argv[0].startswith("-") else None
@@ -62,11 +80,11 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, TrainOptions]:
     @dataclass(frozen=True)
     class Train:
         configuration: tyro.conf.OmitArgPrefixes[cls]
-        output: tyro.conf.OmitArgPrefixes[TrainOptions]
+        output: tyro.conf.OmitArgPrefixes[what]
 
     Train.__doc__ = f"{cls.__doc__}\n\nAlgorithms: {', '.join(CONFIGS)}."
-    known = options(cls) + options(TrainOptions)
-    parsed = parse(Train, argv, f"fedjax-rl train {algorithm}", known, default=Train(defaults, TrainOptions()))
+    known = options(cls) + options(what)
+    parsed = parse(Train, argv, f"fedjax-rl {command} {algorithm}", known, default=Train(defaults, what()))
     return parsed.configuration, parsed.output
 
 

@@ -1,9 +1,11 @@
-"""From a configuration to the objects that run it."""
+"""From configurations to the objects that run them."""
 
-from dataclasses import fields, replace
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedjax_rl.aggregators import mean
@@ -15,7 +17,8 @@ from fedjax_rl.optimizers import SERVER_OPTIMIZERS
 from fedjax_rl.rl.policies import gaussian_mlp
 from fedjax_rl.rl.problem import make_problem
 from fedjax_rl.simulate import Simulation, State, make_simulation
-from fedjax_rl.types import Algorithm, Problem
+from fedjax_rl.trees import all_finite, select
+from fedjax_rl.types import Algorithm, Array, Metrics, Problem
 
 
 class Run(NamedTuple):
@@ -34,23 +37,30 @@ class Run(NamedTuple):
         return c.clients_per_round * c.batches * c.episodes * self.env.spec.horizon
 
 
-def make_run(config: Config) -> Run:
-    """The environment, policy, problem, algorithm and simulation of a configuration."""
-    try:
-        env = make_env(config.env, backend=config.backend, observation=config.observation)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def make_run(config: Config, values: Mapping[str, Array | float] | None = None, env: Env | None = None) -> Run:
+    """The environment, policy, problem, algorithm and simulation of a configuration.
+
+    Args:
+      config: every value.
+      values: numbers that take the place of the configuration's; they may be traced, and nothing tests them here.
+      env: the configuration's environment, if it is at hand.
+    """
+    if env is None:
+        try:
+            env = make_env(config.env, backend=config.backend, observation=config.observation)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
     problem = make_problem(
         env,
         gaussian_mlp(env.spec, hidden=config.hidden, activation=config.activation),
         episodes=config.episodes,
-        discount=config.discount,
-        gae_lambda=config.gae_lambda,
-        clip=config.clip,
+        discount=of["discount"],
+        gae_lambda=of["gae_lambda"],
+        clip=of["clip"],
         surrogate=config.surrogate,
     )
-    algorithm = make_algorithm(config, problem)
-    clip = optax.clip_by_global_norm(config.max_change_norm) if config.max_change_norm else None
+    algorithm = _make_algorithm(config, of, problem)
     simulation = make_simulation(
         algorithm,
         num_clients=config.num_clients,
@@ -58,30 +68,66 @@ def make_run(config: Config) -> Run:
         sample_tasks=env.sample_tasks,
         aggregator=mean(),
         select=SELECTIONS[config.selection],
-        uplink=clip,
+        uplink=_make_uplink(of.get("max_change_norm", 0.0)),
     )
     return Run(config, env, problem, algorithm, simulation)
 
 
-def make_algorithm(config: Config, problem: Problem) -> Algorithm:
+def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> Algorithm:
     """The configured algorithm; what its configuration class adds are its factory's arguments of the same names."""
-    shared = {item.name for item in fields(Config)}
-    own = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in shared}
+    engine = {item.name for item in fields(Config)} | {"server", "server_lr", "max_change_norm"}
+    own = {key: value for key, value in of.items() if key not in engine}
+    if "server" in of:
+        own["server_opt"] = SERVER_OPTIMIZERS[config.server](of["server_lr"])
     return ALGORITHMS[config.algorithm](
         problem,
-        client_opt=optax.sgd(config.local_lr),
-        server_opt=SERVER_OPTIMIZERS[config.server](config.server_lr),
+        client_opt=optax.sgd(of["local_lr"]),
         local_steps=config.local_steps,
-        inner_lr=config.inner_lr,
+        inner_lr=of["inner_lr"],
         client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
         **own,
     )
 
 
-def adaptations(run: Run, rates: tuple[float, ...], steps: int) -> tuple:
-    """The adapt of each of `steps` steps; step j has rate rates[j], the last rate serves the steps that follow."""
-    by_rate = {r: make_algorithm(replace(run.config, inner_lr=r), run.problem).adapt for r in rates}
-    return tuple(by_rate[rates[min(j, len(rates) - 1)]] for j in range(steps))
+def _make_uplink(max_change_norm: Array | float) -> optax.GradientTransformation | None:
+    """Clipping to a norm; 0 stands for no clip, also where a sweep has it beside other norms."""
+    if isinstance(max_change_norm, float):
+        return optax.clip_by_global_norm(max_change_norm) if max_change_norm else None
+    return optax.clip_by_global_norm(jnp.where(max_change_norm == 0, jnp.inf, max_change_norm))
+
+
+class Group(NamedTuple):
+    """G runs that differ only in seed and floats: the members of one program, stacked on a leading axis [G].
+
+    configs: of the members. values: the floats that differ, [G] each. run: the first member, for what all share.
+    """
+
+    configs: tuple[Config, ...]
+    values: dict[str, Array]
+    run: Run
+
+    def member(self, values: Mapping[str, Array | float]) -> Run:
+        """One member's objects, from its values."""
+        return make_run(self.run.config, values, self.run.env)
+
+    def values_of(self, i: int) -> dict[str, Array]:
+        """Member i's values."""
+        return {key: value[i] for key, value in self.values.items()}
+
+
+def static_fields(config: Config) -> tuple:
+    """What two configurations must have in common to share a program: all but the seed and the floats."""
+    named = [(item.name, getattr(config, item.name)) for item in fields(config) if item.name != "seed"]
+    return (config.algorithm, *[pair for pair in named if not isinstance(pair[1], float)])
+
+
+def make_group(configs: Sequence[Config]) -> Group:
+    """The group of configurations that have `static_fields` in common."""
+    first = make_run(configs[0])
+    floats = [item.name for item in fields(configs[0]) if isinstance(getattr(configs[0], item.name), float)]
+    columns = {name: [getattr(c, name) for c in configs] for name in floats}
+    values = {name: jnp.array(column, jnp.float32) for name, column in columns.items() if len(set(column)) > 1}
+    return Group(tuple(configs), values, first)
 
 
 def initial_state(run: Run) -> State:
@@ -89,6 +135,26 @@ def initial_state(run: Run) -> State:
     return jax.jit(run.simulation.init)(jax.random.key(run.config.seed))
 
 
+def initial_states(group: Group) -> State:
+    """Every member's state [G] before the first round."""
+    keys = jnp.stack([jax.random.key(c.seed) for c in group.configs])
+    return jax.jit(jax.vmap(lambda key, values: group.member(values).simulation.init(key)))(keys, group.values)
+
+
 def abstract_state(run: Run) -> State:
     """Shapes and types of the state, without computing it."""
     return jax.eval_shape(run.simulation.init, jax.random.key(run.config.seed))
+
+
+def round_of(group: Group, states: State, alive: Array, values: dict[str, Array]) -> tuple[State, Array, Metrics]:
+    """One round of every member: states [G], alive [G] bool -> the same, and metrics [G].
+
+    A member whose server ceases to be finite is not alive from then on: it keeps its last finite state.
+    """
+
+    def one(state, still, of):
+        new, metrics = group.member(of).simulation.round(state)
+        ok = still & all_finite(new.server)
+        return select(ok, new, state), ok, metrics
+
+    return jax.vmap(one)(states, alive, values)

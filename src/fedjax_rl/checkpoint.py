@@ -47,10 +47,16 @@ def save(directory: Path, step: int, state: Any, score: float | None = None) -> 
     _retain(directory)
 
 
-def restore(directory: Path, like: Any, say: Callable[[str], None], step: int | None = None) -> Restored:
-    """The newest good step (or the one asked for), shaped as `like`; `say` gets one line for each rejected step."""
+def restore(
+    directory: Path, like: Any, say: Callable[[str], None], step: int | None = None, *, at_most: int | None = None
+) -> Restored:
+    """The newest good step (or the one asked for), shaped as `like`; `say` gets one line for each rejected step.
+
+    Newer steps than `at_most` are passed over.
+    """
     rejected = []
-    for candidate in steps(directory) if step is None else [step]:
+    wanted = [s for s in steps(directory) if at_most is None or s <= at_most]
+    for candidate in wanted if step is None else [step]:
         try:
             state = _load(directory, candidate, like)
         except Exception as error:  # orbax raises whatever its storage layer met

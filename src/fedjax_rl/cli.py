@@ -11,7 +11,8 @@ Federated and meta reinforcement learning in JAX.
 
 commands:
   train [ALGORITHM]   train a federation; alone: FMRL on half_cheetah/direction, preset laptop
-  resume RUN          continue an interrupted run, or prolong it with --rounds K
+  sweep [ALGORITHM]   seeds and a grid of values side by side: --seeds 0:5 --grid server_lr=5e-4,1e-3
+  resume RUN          continue an interrupted run or sweep, or prolong a run with --rounds K
   eval RUN            returns before adaptation and after each step, all clients or new ones
   doctor              versions, devices and a check of the physics
   list                algorithms, environments, presets and server optimizers
@@ -39,11 +40,33 @@ def _train(argv: Sequence[str]) -> int:
     return train(config, directory, as_json=options.json, quiet=options.quiet)
 
 
+def _sweep(argv: Sequence[str]) -> int:
+    from fedjax_rl import rundir, sweep
+    from fedjax_rl.arguments import SweepOptions, parse_train
+
+    config, options = parse_train(argv, "sweep", SweepOptions)
+    out = options.out or rundir.default_path(config, "sweep")
+    grid = sweep.parse_grid(options.grid, config)
+    members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
+    rundir.refuse_existing(out)
+    rundir.create_sweep(out, members, options.halvings)
+    from fedjax_rl import commands
+
+    return commands.sweep(members, out, options.halvings, as_json=options.json, quiet=options.quiet)
+
+
 def _resume(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
     from fedjax_rl import rundir
 
     options = known.parse_command(known.ResumeOptions, argv, "resume")
+    if rundir.is_sweep(options.run):
+        if options.rounds is not None:
+            raise ConfigError(f"{options.run} is a sweep, whose rounds are fixed; resume one of its runs with --rounds")
+        members, halvings = rundir.read_sweep(options.run)
+        from fedjax_rl import commands
+
+        return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
     rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
     if not rundir.has_checkpoint(options.run):
         return _no_checkpoint(options.run)
@@ -87,6 +110,7 @@ def _list(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "sweep": _sweep,
     "resume": _resume,
     "eval": _eval,
     "doctor": _doctor,

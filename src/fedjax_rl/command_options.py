@@ -36,6 +36,7 @@ class EvalOptions:
     best: bool = False  # the checkpoint with the highest evaluated return after one step
     clients: str = "all"  # all: the federation's clients, new: clients never trained on
     new_clients: int | None = None  # number of new clients (default: the run's)
+    model: str | None = None  # start from each client's personal model or the global one (default: the algorithm's)
     adapt_steps: int | None = None  # adaptation steps (default: the run's)
     adapt_lr: str | None = None  # rate of each step, e.g. 0.1,0.05; the last serves the rest (default: the run's)
     backend: str | None = None  # physics: auto, native or mjx (default: the run's)
@@ -46,6 +47,7 @@ class EvalOptions:
         if self.best and self.step is not None:
             raise ConfigError("--best and --step exclude each other; give one")
         _one_of("clients", self.clients, ("all", "new"))
+        _one_of("model", self.model, ("personal", "global"))
         _one_of("backend", self.backend, ("auto", "native", "mjx"))
         _at_least("step", self.step, 0)
         _at_least("new-clients", self.new_clients, 1)

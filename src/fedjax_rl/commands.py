@@ -3,45 +3,29 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fedjax_rl import checkpoint, metrics, rundir, scoring
+from fedjax_rl import checkpoint, metrics, rundir, runner, scoring
 from fedjax_rl import train as training
-from fedjax_rl.build import Run, abstract_state, initial_state, make_run
+from fedjax_rl.build import abstract_state, make_run
 from fedjax_rl.command_options import EvalOptions, ResumeOptions
-from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.config import Config
 from fedjax_rl.progress import Reporter
-from fedjax_rl.simulate import State
+from fedjax_rl.sweep import halve
 
 
 def train(config: Config, directory: Path, *, as_json: bool, quiet: bool) -> int:
     """A new run."""
-    run = make_run(config)
-    rundir.create(directory, config)
-    return _go(run, lambda: initial_state(run), directory, as_json, quiet)
+    return _go(config, directory, as_json, quiet)
 
 
 def resume(options: ResumeOptions) -> int:
     """The rest of a run."""
-    directory = options.run
-    config = rundir.read_config(directory)
+    config = rundir.read_config(options.run)
     if options.rounds is not None:
         config = replace(config, rounds=options.rounds)
-    run = make_run(config)
-
-    def state() -> State:
-        restored = checkpoint.restore(directory / rundir.CHECKPOINTS, abstract_state(run), _warn)
-        if restored.step > config.rounds:
-            raise ConfigError(f"--rounds {config.rounds}: {restored.step} rounds are done already; ask for more")
-        checkpoint.set_aside_after(directory / rundir.CHECKPOINTS, restored.step)
-        for name in (rundir.METRICS, rundir.EVAL):
-            rundir.forget_after(directory / name, restored.step)
-        rundir.write_config(directory, config)
-        return restored.state
-
-    return _go(run, state, directory, options.json, options.quiet)
+    return _go(config, options.run, options.json, options.quiet)
 
 
 def evaluate(options: EvalOptions) -> int:
@@ -58,12 +42,12 @@ def evaluate(options: EvalOptions) -> int:
         _warn(f"fedjax-rl: {error}")
         return 4
     steps = config.adapt_steps if options.adapt_steps is None else options.adapt_steps
-    evaluation = scoring.make_evaluation(run, options.rates(config.inner_lr), steps)
+    evaluation = scoring.make_evaluation(run, options.rates(config.inner_lr), steps, options.model)
     if options.clients == "new":
         count = options.new_clients or config.new_clients or 100
-        returns = scoring.new_clients(run, evaluation, restored.state, count)
+        returns = scoring.new_clients(evaluation, restored.state, count)
     else:
-        returns = scoring.old_clients(run, evaluation, restored.state, config.num_clients)
+        returns = scoring.old_clients(evaluation, restored.state, config.num_clients)
     summary = metrics.summarise(returns)
     if options.json:
         record = {"run": str(options.run), "step": restored.step, "clients": options.clients}
@@ -73,14 +57,27 @@ def evaluate(options: EvalOptions) -> int:
     return 0
 
 
-def _go(run: Run, make_state: Callable[[], State], directory: Path, as_json: bool, quiet: bool) -> int:
-    """Train to the end under the directory's lock, print the result, and turn the known failures into exit codes."""
-    reporter, began = Reporter(quiet), time.perf_counter()
-    reporter.say(f"{run.config.algorithm} on {run.config.env}, seed {run.config.seed}, in {directory}")
+def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
+    """Every member of a sweep, or what is left of it; then the report."""
+    reporter = Reporter(quiet)
+    reporter.say(f"{len(members)} runs in {out}")
     try:
-        with rundir.writer(directory):
-            state = make_state()
-            result = training.train(run, state, directory, reporter)
+        halve(members, halvings, lambda some: runner.run_members(some, reporter), scoring.score_at)
+    except training.Interrupted as signal:
+        _warn(f"interrupted ({signal}) and saved; continue with: fedjax-rl resume {out}")
+        return signal.code
+    except checkpoint.NoCheckpoint as error:
+        _warn(f"fedjax-rl: {error}")
+        return 4
+    return 0
+
+
+def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
+    """Train to the end, print the result, and turn the known failures into exit codes."""
+    reporter, began = Reporter(quiet), time.perf_counter()
+    reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
+    try:
+        [result] = runner.run_group([config], [directory], reporter)
     except training.Interrupted as signal:
         _warn(f"interrupted ({signal}) and saved; continue with: fedjax-rl resume {directory}")
         return signal.code
@@ -90,19 +87,19 @@ def _go(run: Run, make_state: Callable[[], State], directory: Path, as_json: boo
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return 4
-    _print_result(run, result, directory, (time.perf_counter() - began) / 60, as_json)
+    _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
     return 0
 
 
-def _print_result(run: Run, result: training.Result, directory: Path, minutes: float, as_json: bool) -> None:
-    env_steps = int(result.state.round) * run.env_steps_per_round
+def _print_result(result: training.Result, directory: Path, minutes: float, as_json: bool) -> None:
+    rounds = int(result.state.round)
     if as_json:
-        record = {"run": str(directory), "round": int(result.state.round), "env_steps": env_steps, "minutes": minutes}
+        record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes}
         print(json.dumps({**record, **result.summaries}))
         return
     labels = {"eval": "all clients", "eval_new": "new clients"}
     print(metrics.table({labels[name]: summary for name, summary in result.summaries.items()}))
-    print(f"{directory}: {env_steps:,} environment steps in {int(result.state.round)} rounds; {minutes:.1f} minutes")
+    print(f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes")
 
 
 def _warn(line: str) -> None:

@@ -5,7 +5,6 @@ the class `Config` holds what all algorithms share, a subclass adds what one of 
 """
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
@@ -65,7 +64,7 @@ class Config:
     """Options that every algorithm shares."""
 
     algorithm: ClassVar[str] = ""
-    batches: ClassVar[int] = 1  # batches that a selected client samples in a round
+    model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
 
     env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family (also brax/NAME)
     backend: str = name("auto", "auto", "native", "mjx")  # physics: C MuJoCo on the CPU, or MJX on the device
@@ -82,10 +81,9 @@ class Config:
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
     local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (plain SGD)
-    max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
-    inner_lr: float = number(0.1, 0, 100)  # alpha, rate of the adaptation step
-    server: str = name("adam", *SERVER_NAMES)  # server optimizer
-    server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
+    inner_lr: float = number(
+        0.1, 0, 100
+    )  # alpha, rate of the adaptation step (of its first value, where it is learned)
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the clipped surrogate
@@ -107,32 +105,147 @@ class Config:
                     f"lower {small} or raise num_clients"
                 )
 
+    @property
+    def batches(self) -> int:
+        """Batches that a selected client samples in a round."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
-class FmrlConfig(Config):
+class ServerConfig(Config):
+    """Options of the algorithms whose server absorbs messages."""
+
+    server: str = name("adam", *SERVER_NAMES)  # server optimizer
+    server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeConfig(ServerConfig):
+    """Options of the algorithms whose message is the change of a model."""
+
+    max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FmrlConfig(ChangeConfig):
     """FMRL (Liu, Xu, Wu, Jiang 2024): clients train the point from which one step of adaptation is best."""
 
     algorithm: ClassVar[str] = "fmrl"
-    batches: ClassVar[int] = 2
     order: str = name("second", "first", "second")  # second: exact meta-gradient, first: without the curvature
+
+    @property
+    def batches(self) -> int:
+        """One before the adaptation step, one after."""
+        return 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAvgConfig(Config):
+class FedAvgConfig(ChangeConfig):
     """FedAvg: local policy-gradient steps on each client, the server absorbs the mean change."""
 
     algorithm: ClassVar[str] = "fedavg"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedProxConfig(Config):
+class FedProxConfig(ChangeConfig):
     """FedProx: FedAvg whose local steps are pulled towards the round's first parameters."""
 
     algorithm: ClassVar[str] = "fedprox"
     mu: float = number(0.01, 0, 10_000)  # weight of the proximal term mu/2 |theta - theta_k|^2
 
 
-CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in (FmrlConfig, FedAvgConfig, FedProxConfig)}
+@dataclass(frozen=True, kw_only=True)
+class ScaffoldConfig(ServerConfig):
+    """SCAFFOLD: FedAvg with control variates against the clients' drift."""
+
+    algorithm: ClassVar[str] = "scaffold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerFedAvgConfig(FmrlConfig):
+    """Per-FedAvg: FMRL with fresh batches in every local step."""
+
+    algorithm: ClassVar[str] = "per_fedavg"
+
+    @property
+    def batches(self) -> int:
+        """Two for every local step."""
+        return 2 * self.local_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PFedMeConfig(ChangeConfig):
+    """pFedMe: personal models near the global one, by Moreau envelopes; evaluations start from the global model."""
+
+    algorithm: ClassVar[str] = "pfedme"
+    model: ClassVar[str] = "global"
+    personal_steps: int = number(5, 1, 10_000)  # steps of the personal model in each local step
+    personal_lr: float = number(0.01, 0, 100, above=True)  # rate of those steps
+    penalty: float = number(15.0, 0, 10_000)  # weight of penalty/2 |v - w|^2 (the paper's lambda)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedRepConfig(ChangeConfig):
+    """FedRep: a shared body, and on every client a head of its own (output layer and log_std)."""
+
+    algorithm: ClassVar[str] = "fedrep"
+    head_steps: int = number(5, 1, 10_000)  # local steps on the head, before those on the body
+
+
+@dataclass(frozen=True, kw_only=True)
+class DittoConfig(ChangeConfig):
+    """Ditto: FedAvg, and a personal model on every client that is held near the global one."""
+
+    algorithm: ClassVar[str] = "ditto"
+    personal_lr: float = number(0.01, 0, 100, above=True)  # rate of the personal model's steps
+    penalty: float = number(1.0, 0, 10_000)  # weight of penalty/2 |v - theta_k|^2 (the paper's lambda)
+
+    @property
+    def batches(self) -> int:
+        """One for the global model, one for the personal one."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReptileConfig(ChangeConfig):
+    """Reptile: towards where several local steps lead, each on a fresh batch."""
+
+    algorithm: ClassVar[str] = "reptile"
+
+    @property
+    def batches(self) -> int:
+        """One for every local step."""
+        return self.local_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSgdConfig(FmrlConfig):
+    """Meta-SGD: FMRL that also learns and federates the adaptation rate of every parameter."""
+
+    algorithm: ClassVar[str] = "meta_sgd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndependentConfig(Config):
+    """No federation: every client learns alone from the same start."""
+
+    algorithm: ClassVar[str] = "independent"
+
+
+_CLASSES = (
+    FmrlConfig,
+    FedAvgConfig,
+    FedProxConfig,
+    ScaffoldConfig,
+    PerFedAvgConfig,
+    PFedMeConfig,
+    FedRepConfig,
+    DittoConfig,
+    ReptileConfig,
+    MetaSgdConfig,
+    IndependentConfig,
+)
+CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
 
 
 def config_class(algorithm: str) -> type[Config]:
@@ -170,8 +283,7 @@ def _checked_number(key: str, value: Any, rule: Rule, kind: type) -> Any:
     allowed = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}")
-    inside = math.isfinite(value) and (value > rule.low if rule.above else value >= rule.low) and value <= rule.high
-    if not inside:
+    if not (value > rule.low if rule.above else value >= rule.low) or not value <= rule.high:
         raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}; choose a value in that range")
     return kind(value)
 

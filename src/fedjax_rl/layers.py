@@ -41,15 +41,22 @@ def _parsed(variable: str, text: str, default: Any) -> Any:
 def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
     """(algorithm or None, values) of a TOML file, as `to_toml` writes it."""
     try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
+        with open(path, encoding="utf-8") as file:
+            return _values(file.read(), path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _values(text: str, where: object) -> tuple[str | None, dict[str, Any]]:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not TOML: {error}") from None
     schema = values.pop("schema", SCHEMA)
     if schema != SCHEMA:
-        raise ConfigError(f"{path}: schema = {schema!r}: this version reads schema {SCHEMA}")
+        raise ConfigError(f"{where}: schema = {schema!r}: this version reads schema {SCHEMA}")
     algorithm = values.pop("algorithm", None)
     if algorithm is not None:
         config_class(str(algorithm))
@@ -59,6 +66,12 @@ def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
 def load(path: str | os.PathLike) -> Config:
     """The configuration that a file written by `to_toml` holds."""
     algorithm, values = read_toml(path)
+    return build(algorithm or "fmrl", values)
+
+
+def loads(text: str) -> Config:
+    """The configuration of a text written by `to_toml`."""
+    algorithm, values = _values(text, "the configuration")
     return build(algorithm or "fmrl", values)
 
 

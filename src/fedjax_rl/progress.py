@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,16 +20,19 @@ class Reporter:
         self.last = 0.0
 
     def say(self, line: str) -> None:
-        """One line."""
-        if self.quiet:
-            return
+        """One line, unless quiet."""
+        if not self.quiet:
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        """One line that nobody may miss."""
         if self.bar is not None:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def start(self, done: int, total: int) -> None:
-        """Begin a run of `total` rounds of which `done` are behind."""
+        """Begin `total` rounds of which `done` are behind."""
         self.total = total
         if self.quiet or not sys.stderr.isatty():
             return
@@ -38,9 +42,9 @@ class Reporter:
         self.task = self.bar.add_task("", total=total, completed=done, text="")
         self.bar.start()
 
-    def round(self, record: dict[str, Any]) -> None:
-        """Show the record of a round."""
-        text = " ".join(_parts(record))
+    def round(self, records: Sequence[dict[str, Any]]) -> None:
+        """Show a round's records, one for each member: speeds add up, returns are averaged."""
+        record, text = records[0], " ".join(_parts(records))
         if self.bar is not None:
             self.bar.update(self.task, completed=record["round"], text=text)
         elif time.monotonic() - self.last > LOG_EVERY_S or record["round"] == self.total:
@@ -55,7 +59,9 @@ class Reporter:
             self.bar = None
 
 
-def _parts(record: dict[str, Any]) -> list[str]:
-    parts = [f"{record['sys/round_s']:.2f} s/round", f"{record['sys/env_steps_per_s']:,.0f} steps/s"]
-    returns = [record[key] for key in sorted(record) if key.startswith("train/return/") and record[key] is not None]
+def _parts(records: Sequence[dict[str, Any]]) -> list[str]:
+    speed = sum(record["sys/env_steps_per_s"] for record in records)
+    parts = [f"{records[0]['sys/round_s']:.2f} s/round", f"{speed:,.0f} steps/s"]
+    names = [key for key in sorted(records[0]) if key.startswith("train/return/")]
+    returns = [sum(record[key] for record in records) / len(records) for key in names]
     return [*parts, "return " + " -> ".join(f"{value:.1f}" for value in returns)] if returns else parts

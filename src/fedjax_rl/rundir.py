@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.layers import load, to_toml
+from fedjax_rl.layers import load, loads, to_toml
 
 CONFIG, ENV, METRICS, EVAL, CHECKPOINTS = "config.toml", "env.json", "metrics.jsonl", "eval.jsonl", "ckpt"
+DIVERGED, SWEEP = "diverged.json", "sweep.json"
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
 
 
-def default_path(config: Config) -> Path:
-    """runs/<env>-<algorithm>-seed<k>-<timestamp> under the current directory."""
+def default_path(config: Config, kind: str = "") -> Path:
+    """runs/<env>-<algorithm>-<seed<k> or kind>-<timestamp> under the current directory."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-seed{config.seed}-{stamp}"
+    return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-{kind or f'seed{config.seed}'}-{stamp}"
 
 
 def refuse_existing(path: Path) -> None:
@@ -42,6 +43,24 @@ def create(path: Path, config: Config) -> None:
         (path / ENV).write_text(json.dumps(describe(config.seed), indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the run directory {path}: {error.strerror}") from error
+
+
+def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
+    """Make the directory and remember what the sweep was asked to do."""
+    path.mkdir(parents=True, exist_ok=True)
+    plan = {member.name: to_toml(config) for member, config in members.items()}
+    (path / SWEEP).write_text(json.dumps({"halvings": halvings, "members": plan}, indent=1) + "\n")
+
+
+def is_sweep(path: Path) -> bool:
+    """Does the directory hold a sweep?"""
+    return (path / SWEEP).exists()
+
+
+def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
+    """The members of a sweep, as they were asked for, and its halvings."""
+    record = json.loads((path / SWEEP).read_text())
+    return {path / name: loads(text) for name, text in record["members"].items()}, record["halvings"]
 
 
 def write_config(path: Path, config: Config) -> None:
@@ -84,6 +103,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def go_back(path: Path, config: Config, round: int) -> None:
+    """Make the directory what it was after a round, with the configuration that it goes on with."""
+    for name in (METRICS, EVAL):
+        forget_after(path / name, round)
+    (path / DIVERGED).unlink(missing_ok=True)
+    write_config(path, config)
+
+
 def forget_after(path: Path, round: int) -> None:
     """Drop the records past a round, so that a resumed run writes them again exactly once."""
     if path.exists():
@@ -91,6 +118,11 @@ def forget_after(path: Path, round: int) -> None:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(kept))
         temporary.rename(path)
+
+
+def mark_diverged(path: Path, round: int) -> None:
+    """Remember that the run ceased to be finite in a round, so that its sweep does not try it again."""
+    (path / DIVERGED).write_text(json.dumps({"round": round}) + "\n")
 
 
 def describe(seed: int) -> dict[str, Any]:

@@ -1,65 +1,135 @@
 """Evaluation of a run: all clients, new clients, and the score by which a checkpoint is the best."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_rl import checkpoint, metrics, rundir, simulate
-from fedjax_rl.build import Run, adaptations
+from fedjax_rl.build import Group, Run
 from fedjax_rl.evaluate import make_evaluate
 from fedjax_rl.placement import map_clients
+from fedjax_rl.types import Array, Tree
+
+Returns = list[list[float]]
 
 
-def periodic(run: Run, evaluation, state: simulate.State, directory: Path, number: int) -> float:
+class Evaluation(NamedTuple):
+    """How a run is evaluated.
+
+    run: what is evaluated. score: (clients, tasks, state, key) -> returns [n][k+1]. model: "personal", or "global" for
+    what a client without a past acts with.
+    """
+
+    run: Run
+    score: Callable[..., Returns]
+    model: str
+
+
+def make_evaluation(
+    run: Run,
+    rates: tuple[float, ...] = (),
+    steps: int | None = None,
+    model: str | None = None,
+) -> Evaluation:
+    """The evaluation of one run: a group's of one."""
+    return make_evaluations(Group((run.config,), {}, run), rates, steps, model)[0]
+
+
+def make_evaluations(
+    group: Group, rates: tuple[float, ...] = (), steps: int | None = None, model: str | None = None
+) -> list[Evaluation]:
+    """An evaluation of each member, all by one compiled program.
+
+    Adaptation step j has rate rates[j]; the last rate serves the steps that follow. The default is the run's own rate,
+    number of steps and model.
+    """
+
+    def objects(values):
+        run = group.member(values)
+        return run.problem, run.algorithm
+
+    program = make_evaluate(objects)
+
+    def one(i: int) -> Evaluation:
+        config = group.configs[i]
+        count = config.adapt_steps if steps is None else steps
+        chosen = rates or (config.inner_lr,)
+        each = [jnp.float32(chosen[min(j, len(chosen) - 1)]) for j in range(count + 1)]
+        columns = [group.values_of(i) | {"inner_lr": rate} for rate in each]
+
+        def score(clients: Tree, tasks: Tree, state: simulate.State, key: Array) -> Returns:
+            return jax.device_get(program(columns, state.server.shared, clients, tasks, key)).tolist()
+
+        run = Run(config, *group.run[1:])
+        return Evaluation(run, score, model or config.model)
+
+    return [one(i) for i in range(len(group.configs))]
+
+
+def periodic(evaluation: Evaluation, state: simulate.State, directory: Path, number: int) -> float:
     """Evaluate some clients between rounds, record it, and return the score."""
-    returns = old_clients(run, evaluation, state, run.config.eval_clients or run.config.num_clients)
+    config = evaluation.run.config
+    returns = old_clients(evaluation, state, config.eval_clients or config.num_clients)
     record = {"round": number, "final": False, **metrics.named("eval", metrics.summarise(returns))}
     rundir.append(directory / rundir.EVAL, {**record, "eval/returns": returns})
     return _score(returns)
 
 
-def final(run: Run, evaluation, state: simulate.State, directory: Path) -> dict[str, dict[str, Any]]:
+def final(evaluation: Evaluation, state: simulate.State, directory: Path) -> dict[str, dict[str, Any]]:
     """Evaluate all clients and new ones, record it, and score the last checkpoint."""
-    number, config = int(state.round), run.config
-    returns = {"eval": old_clients(run, evaluation, state, config.num_clients)}
+    number, config = int(state.round), evaluation.run.config
+    returns = {"eval": old_clients(evaluation, state, config.num_clients)}
     if config.new_clients:
-        returns["eval_new"] = new_clients(run, evaluation, state, config.new_clients)
-    summaries = {name: metrics.summarise(rows) for name, rows in returns.items()}
-    record = {"round": number, "final": True}
+        returns["eval_new"] = new_clients(evaluation, state, config.new_clients)
+    record: dict[str, Any] = {"round": number, "final": True}
     for name, rows in returns.items():
-        record |= {**metrics.named(name, summaries[name]), f"{name}/returns": rows}
+        record |= {**metrics.named(name, metrics.summarise(rows)), f"{name}/returns": rows}
     rundir.append(directory / rundir.EVAL, record)
     # A client's score does not depend on how many are evaluated, so this one compares with the earlier ones.
     some = returns["eval"][: config.eval_clients or config.num_clients]
     checkpoint.set_score(directory / rundir.CHECKPOINTS, number, _score(some))
-    return summaries
+    return {name: metrics.summarise(rows) for name, rows in returns.items()}
 
 
-def old_clients(run: Run, evaluation, state: simulate.State, count: int) -> list[list[float]]:
+def finals(directory: Path) -> list[dict[str, Any]]:
+    """The records of the evaluations that ended a run (several, when it was prolonged), oldest first."""
+    return [record for record in rundir.read_lines(directory / rundir.EVAL) if record["final"]]
+
+
+def score_at(directory: Path, number: int) -> float:
+    """The mean return after one step when the run ended in a round; -inf when it never did."""
+    returns = [record["eval/returns"] for record in finals(directory) if record["round"] == number]
+    return _score(returns[-1]) if returns else -math.inf
+
+
+def old_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:
     """Returns [count][k+1] of the federation's first clients."""
     key = simulate.stream(state.key, simulate.EVALUATE, state.round)
     clients, tasks = jax.tree.map(lambda x: x[:count], (state.clients, state.tasks))
-    return jax.device_get(evaluation(state.server.shared, clients, tasks, key)).tolist()
+    if evaluation.model == "global":
+        clients = _without_a_past(evaluation.run, state, count)
+    return evaluation.score(clients, tasks, state, key)
 
 
-def new_clients(run: Run, evaluation, state: simulate.State, count: int) -> list[list[float]]:
+def new_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:
     """Returns [count][k+1] of clients that were never trained on; who they are follows from the seed alone."""
-    ids = jnp.arange(count)
-    tasks = run.env.sample_tasks(simulate.stream(state.key, simulate.NEW_TASKS), count)
-    keys = simulate.per_client(simulate.stream(state.key, simulate.NEW_CLIENTS), ids)
-    clients = map_clients(run.algorithm.init_client, num_broadcast=1)(state.server.shared, keys)
+    tasks = evaluation.run.env.sample_tasks(simulate.stream(state.key, simulate.NEW_TASKS), count)
+    clients = _without_a_past(evaluation.run, state, count)
     key = simulate.stream(simulate.stream(state.key, simulate.EVALUATE, state.round), simulate.NEW_CLIENTS)
-    return jax.device_get(evaluation(state.server.shared, clients, tasks, key)).tolist()
+    return evaluation.score(clients, tasks, state, key)
 
 
-def make_evaluation(run: Run, rates: tuple[float, ...], steps: int):
-    """An evaluation with an adaptation rate for each step."""
-    return make_evaluate(run.problem, run.algorithm, adaptations(run, rates, steps))
+def _without_a_past(run: Run, state: simulate.State, count: int) -> Tree:
+    """What new clients hold [count]."""
+    keys = simulate.per_client(simulate.stream(state.key, simulate.NEW_CLIENTS), jnp.arange(count))
+    return map_clients(run.algorithm.init_client, num_broadcast=1)(state.server.shared, keys)
 
 
-def _score(returns: list[list[float]]) -> float:
+def _score(returns: Returns) -> float:
     """The mean return after one step (before adaptation if none is taken): what "best" means."""
     column = [row[min(1, len(row) - 1)] for row in returns]
     return metrics.mean_ci95(column)[0]

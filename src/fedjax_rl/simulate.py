@@ -60,8 +60,8 @@ def make_simulation(
     round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
     -> server_update -> scatter the states back. Only the selected compute.
 
-    A client of weight 0, or whose message is not finite, leaves no trace: its message is replaced before any sum and
-    its old state kept. When nobody is left the server stays as it was.
+    A client of weight 0, or whose message or new state is not finite, leaves no trace: its message is replaced before
+    any sum and its old state kept. When nobody is left the server stays as it was.
 
     Args:
       algorithm: the six functions.
@@ -96,7 +96,7 @@ def make_simulation(
             state.server.shared, old[0], trees.take(state.tasks, ids), per_client(key(UPDATE), ids)
         )
         messages, sent = placement.map_clients(uplink.update)(uploads.message, old[1])
-        heard = (uploads.weight > 0) & jax.vmap(trees.all_finite)(messages)
+        heard = (uploads.weight > 0) & jax.vmap(trees.all_finite)((messages, new))
         weights = jnp.where(heard, uploads.weight, 0.0)
         messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
         kept = trees.select(heard, (new, sent), old)

@@ -1,20 +1,26 @@
-"""The host's loop: rounds on the device, records and checkpoints on the disk, the last evaluation."""
+"""The host's loop: rounds on the device, records and checkpoints on the disk, the last evaluation.
+
+It runs a group, whose members differ in seed and floats; a single run is a group of one.
+"""
 
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from fedjax_rl import checkpoint, rundir, scoring, simulate, trees
-from fedjax_rl.build import Run
+from fedjax_rl import checkpoint, rundir, scoring, simulate
+from fedjax_rl.build import Group, initial_states, round_of
 from fedjax_rl.progress import Reporter
 
 
 class Diverged(Exception):
-    """The server's state is not finite (exit code 3)."""
+    """No member's state is finite any more (exit code 3)."""
 
 
 class Interrupted(Exception):
@@ -26,77 +32,119 @@ class Interrupted(Exception):
 
 
 class Result(NamedTuple):
-    """The last state, and a summary of returns by name ("eval": all clients, "eval_new": new ones)."""
+    """A member's last state, its environment steps, and its returns ("eval": all clients, "eval_new": new ones)."""
 
     state: simulate.State
+    env_steps: int
     summaries: dict[str, dict[str, Any]]
 
 
-def train(run: Run, state: simulate.State, directory: Path, reporter: Reporter) -> Result:
-    """Run the rounds that are left, then evaluate. The directory gets a line a round and a checkpoint now and then."""
-    config = run.config
-    evaluation = scoring.make_evaluation(run, (config.inner_lr,), config.adapt_steps)
+class Program(NamedTuple):
+    """One round, compiled: (states, alive, values) -> (states, alive, metrics), states donated; and its seconds."""
+
+    step: Any
+    compile_s: float
+
+
+def train(
+    group: Group, program: Program, states: simulate.State, directories: Sequence[Path], reporter: Reporter
+) -> list[Result | None]:
+    """Run the rounds that are left, then evaluate. A directory gets a line a round and a checkpoint now and then.
+
+    All members are in the same round; a member that diverges is reported and has no result.
+    """
+    evaluations = scoring.make_evaluations(group)
+    config = group.run.config
     with _signals() as caught:
-        state = _rounds(run, state, directory, reporter, evaluation, caught)
+        states, alive = _rounds(group, program, states, directories, reporter, evaluations, caught)
+        results: list[Result | None] = []
         reporter.say(f"evaluating {config.num_clients} clients and {config.new_clients} new ones")
-        summaries = scoring.final(run, evaluation, state, directory)
-        if caught:
-            raise Interrupted(caught[0])
-    return Result(state, summaries)
+        for i, directory in enumerate(directories):
+            state = member(states, i)
+            env_steps = int(state.round) * group.run.env_steps_per_round
+            summaries = scoring.final(evaluations[i], state, directory) if alive[i] else None
+            results.append(summaries and Result(state, env_steps, summaries))
+            if caught:
+                raise Interrupted(caught[0])
+    return results
 
 
-def _rounds(run, state, directory, reporter, evaluation, caught) -> simulate.State:
-    config, ckpt = run.config, directory / rundir.CHECKPOINTS
-    number = int(state.round)
-    saved = number if number in checkpoint.steps(ckpt) else None
-    step, compile_s = _compile(run, state, reporter) if number < config.rounds else (None, 0.0)
+def member(states: simulate.State, i: int) -> simulate.State:
+    """Member i's state."""
+    return jax.tree.map(lambda x: x[i], states)
+
+
+def _rounds(group, program, states, directories, reporter, evaluations, caught) -> tuple[simulate.State, np.ndarray]:
+    config = group.run.config
+    number = int(states.round[0])
+    alive = jnp.ones(len(directories), bool)
+    unsaved = not all(number in checkpoint.steps(d / rundir.CHECKPOINTS) for d in directories)
+    compile_s = program.compile_s
     reporter.start(number, config.rounds)
     try:
         while number < config.rounds and not caught:
-            began = time.perf_counter()
-            state, measured = jax.block_until_ready(step(state))
-            number += 1
-            record = _record(measured, number, time.perf_counter() - began, run, compile_s)
+            began, before = time.perf_counter(), np.asarray(alive)
+            states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
+            number, unsaved = number + 1, True
+            records = _records(measured, number, time.perf_counter() - began, group, compile_s)
             compile_s = 0.0
-            rundir.append(directory / rundir.METRICS, record)
-            reporter.round(record)
-            _check_finite(state, number, ckpt)
-            score, is_last = None, number == config.rounds
+            _report(records, before, np.asarray(alive), directories, reporter)
+            is_last, scores = number == config.rounds, {}
             if config.eval_every and number % config.eval_every == 0 and not is_last:
-                score = scoring.periodic(run, evaluation, state, directory, number)
-            if number % config.save_every == 0 or is_last or score is not None:
-                checkpoint.save(ckpt, number, state, score)
-                saved = number
-        if caught and saved != number:
-            checkpoint.save(ckpt, number, state)
+                for i in np.flatnonzero(alive):
+                    scores[i] = scoring.periodic(evaluations[i], member(states, i), directories[i], number)
+            if number % config.save_every == 0 or is_last or scores:
+                _save(states, alive, directories, number, scores)
+                unsaved = False
+        if caught and unsaved:
+            _save(states, alive, directories, number, {})
     finally:
         reporter.stop()
     if caught:
         raise Interrupted(caught[0])
-    return state
+    return states, np.asarray(alive)
 
 
-def _compile(run: Run, state: simulate.State, reporter: Reporter) -> tuple[Any, float]:
-    """The program of one round, the only one of the loop, and the seconds that compiling it took."""
+def compile_round(group: Group) -> Program:
+    """The program of one round, the only one of the loop."""
     began = time.perf_counter()
-    step = simulate.run_rounds.lower(run.simulation, state, 1).compile()
-    seconds = time.perf_counter() - began
-    reporter.say(f"compiled one round in {seconds:.1f} s; {run.env_steps_per_round:,} environment steps a round")
-    return step, seconds
+    states = jax.eval_shape(lambda: initial_states(group))
+    alive = jax.ShapeDtypeStruct((len(group.configs),), bool)
+    program = jax.jit(lambda *args: round_of(group, *args), donate_argnums=0)
+    step = program.lower(states, alive, group.values).compile()
+    return Program(step, time.perf_counter() - began)
 
 
-def _record(measured: dict, number: int, seconds: float, run: Run, compile_s: float) -> dict[str, Any]:
-    values = {key: float(value[0]) for key, value in jax.device_get(measured).items()}
-    speed = run.env_steps_per_round / seconds
+def _records(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> list[dict[str, Any]]:
+    """A line of metrics for each member; the time is the whole group's."""
+    speed = group.run.env_steps_per_round / seconds
     times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
-    return {"round": number, **dict(sorted(values.items())), **times}
+    columns = sorted(jax.device_get(measured).items())
+    rows = range(len(group.configs))
+    return [{"round": number, **{key: float(column[i]) for key, column in columns}, **times} for i in rows]
 
 
-def _check_finite(state: simulate.State, number: int, ckpt: Path) -> None:
-    if not bool(trees.all_finite(state.server)):
+def _report(records, before, after, directories, reporter) -> None:
+    """Record the members that were alive; say who is not any more; stop when nobody is left."""
+    for i in np.flatnonzero(before):
+        rundir.append(directories[i] / rundir.METRICS, records[i])
+    reporter.round([records[i] for i in np.flatnonzero(before)])
+    number, lost = records[0]["round"], np.flatnonzero(before & ~after)
+    for i in lost:
+        rundir.mark_diverged(directories[i], number)
+    for i in lost:
+        ckpt = directories[i] / rundir.CHECKPOINTS
         good = next(iter(checkpoint.steps(ckpt)), None)
         where = f"last good checkpoint: {ckpt / str(good)}" if good is not None else "no checkpoint was saved before"
-        raise Diverged(f"diverged in round {number}: the server's state is not finite; {where}; lower server_lr")
+        line = f"diverged in round {number}: the server's state is not finite; {where}; lower server_lr"
+        if not after.any():
+            raise Diverged(line)
+        reporter.warn(f"{directories[i]} {line}; the other members go on")
+
+
+def _save(states, alive, directories, number, scores) -> None:
+    for i in np.flatnonzero(alive):
+        checkpoint.save(directories[i] / rundir.CHECKPOINTS, number, member(states, i), scores.get(i))
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Operations on stacked pytrees that optax.tree lacks."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -35,6 +37,20 @@ def select(chosen: Array, x: Tree, y: Tree) -> Tree:
         return jnp.where(chosen.reshape(chosen.shape + (1,) * (p.ndim - chosen.ndim)), p, q)
 
     return jax.tree.map(leaf, x, y)
+
+
+def where_path(wanted: Callable[[set[str]], bool], tree: Tree) -> Tree:
+    """The tree with None (no leaf) in place of every leaf whose path, as a set of names, is not `wanted`."""
+
+    def parts(path) -> set[str]:
+        return {str(getattr(entry, "key", getattr(entry, "name", None))) for entry in path}
+
+    return jax.tree_util.tree_map_with_path(lambda path, x: x if wanted(parts(path)) else None, tree)
+
+
+def merge(tree: Tree, other: Tree) -> Tree:
+    """Two complementary results of `where_path` as one tree."""
+    return jax.tree.map(lambda x, y: y if x is None else x, tree, other, is_leaf=lambda x: x is None)
 
 
 def all_finite(tree: Tree) -> Array:

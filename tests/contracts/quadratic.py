@@ -32,10 +32,11 @@ def sample_tasks(key, n):
 
 
 def make(name, *, server_opt=None, problem=PROBLEM, **settings):
+    if name != "independent":
+        settings["server_opt"] = optax.sgd(1.0) if server_opt is None else server_opt
     return ALGORITHMS[name](
         problem,
         client_opt=optax.sgd(LOCAL_LR),
-        server_opt=optax.sgd(1.0) if server_opt is None else server_opt,
         local_steps=STEPS,
         inner_lr=settings.pop("inner_lr", INNER_LR),
         **settings,

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from contracts.quadratic import PROBLEM, federation, make
+from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
 from fedjax_rl import evaluate, simulate, trees
 from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.config import CONFIGS
 from fedjax_rl.types import Aggregate
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -33,7 +34,8 @@ def test_state_keeps_its_form_and_stays_finite(name):
     assert all(np.isfinite(v) for v in metrics.values())
     assert int(after.round) == 1
     assert metrics["health/dropped_clients"] == 0
-    assert metrics["comm/up_bytes"] == 3 * 3 * 8  # M clients, three float64 each
+    sent = 3 * {"scaffold": 2, "meta_sgd": 2, "independent": 0}.get(name, 1)  # entries; two vectors, or none
+    assert metrics["comm/up_bytes"] == 3 * sent * 8  # M clients, float64
 
 
 @every
@@ -50,6 +52,7 @@ def test_permuting_clients_leaves_the_server_alone(name):
     simulation = federation(make(name))
     state = simulation.init(jax.random.key(0))
     order = jnp.array([3, 1, 5, 0, 2, 4])
+    state = simulation.round(state)[0]  # so that the clients' states differ
     moved = state._replace(tasks=trees.take(state.tasks, order), clients=trees.take(state.clients, order))
     one, two = simulation.round(state)[0], simulation.round(moved)[0]
     assert_same(one.server, two.server, 1e-12)
@@ -66,16 +69,21 @@ def test_two_halves_equal_the_whole(name):
 
 
 @every
-@pytest.mark.parametrize("fault", ["weight 0", "nan", "inf"])
+@pytest.mark.parametrize("fault", ["weight 0", "nan", "inf", "nan state"])
 def test_a_silent_client_leaves_no_trace(name, fault):
     """With client 2 silent, the server moves as the others' mean does; found by asking each client alone."""
     algorithm = make(name)
+    keeps = bool(jax.tree.leaves(algorithm.init_client(algorithm.init(jax.random.key(0)).shared, jax.random.key(1))))
+    if (fault == "nan state" and not keeps) or (fault in ("nan", "inf") and name == "independent"):
+        pytest.skip("nothing to break: no such state, no such message")
 
     def update(shared, client, task, key):
         upload, client, metrics = algorithm.client_update(shared, client, task, key)
         bad = task["a"] == tasks["a"][2]
         if fault == "weight 0":
             upload = upload._replace(weight=jnp.where(bad, 0.0, upload.weight))
+        elif fault == "nan state":
+            client = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), client)
         else:
             broken = jax.tree.map(lambda x: jnp.where(bad, float(fault), x), upload.message)
             upload = upload._replace(message=broken)
@@ -113,7 +121,10 @@ def test_nobody_left_and_the_server_stays(name):
 def test_a_zero_message_leaves_the_model_where_the_optimiser_says(name):
     algorithm = make(name, server_opt=optax.sgd(1.0))
     server = algorithm.init(jax.random.key(0))
-    zero = jax.tree.map(jnp.zeros_like, server.shared)
+    client = algorithm.init_client(server.shared, jax.random.key(1))
+    task = trees.take(sample_tasks(jax.random.key(2), 1), 0)
+    message = jax.eval_shape(algorithm.client_update, server.shared, client, task, jax.random.key(3))[0].message
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message)
     assert_same(algorithm.server_update(server, Aggregate(zero, jnp.ones(())), jax.random.key(1)), server)
 
 
@@ -127,17 +138,43 @@ def test_chunks_equal_the_whole_cohort(name, client_batch):
 
 @every
 def test_only_the_selected_move_the_server(name):
-    """A cohort of one of six: the server ends at that client's own model."""
+    """A cohort of one of six: the server goes where exactly one client's message leads; the others keep their state."""
     algorithm = make(name)
     simulation = federation(algorithm, n=6, m=1)
     state = simulation.init(jax.random.key(3))
     after, _ = simulation.round(state)
-    alone = [
-        algorithm.client_update(state.server.shared, *trees.take((state.clients, state.tasks), i), state.key)[0].message
-        for i in range(6)
-    ]
-    distances = [np.abs(after.server.shared["x"] - state.server.shared["x"] - change["x"]).max() for change in alone]
-    assert sorted(distances)[0] < 1e-12 < sorted(distances)[1]
+    distances, kept = [], []
+    for i in range(6):
+        client, task = trees.take((state.clients, state.tasks), i)
+        upload = algorithm.client_update(state.server.shared, client, task, state.key)[0]
+        want = algorithm.server_update(state.server, Aggregate(upload.message, jnp.array(1 / 6)), state.key)
+        distances.append(gap(after.server.shared, want.shared))
+        kept.append(gap(trees.take(after.clients, i), client) == 0.0)
+    assert sum(d < 1e-12 for d in distances) == (6 if name == "independent" else 1)
+    assert sum(kept) == (5 if jax.tree.leaves(state.clients) else 6)
+
+
+def gap(x, y):
+    return max([0.0, *(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))])
+
+
+@every
+def test_the_configuration_knows_how_many_batches_a_client_samples(name):
+    """Counted by running one client step by step, without compilation."""
+    sampled = []
+
+    def counting(*args):
+        sampled.append(args)
+        return PROBLEM.sample(*args)
+
+    algorithm = make(name, problem=PROBLEM._replace(sample=counting))
+    server = algorithm.init(jax.random.key(0))
+    client = algorithm.init_client(server.shared, jax.random.key(1))
+    with jax.disable_jit():
+        algorithm.client_update(
+            server.shared, client, trees.take(sample_tasks(jax.random.key(2), 1), 0), jax.random.key(3)
+        )
+    assert len(sampled) == CONFIGS[name](local_steps=STEPS).batches
 
 
 @every
@@ -146,8 +183,9 @@ def test_evaluation_follows_the_quadratic(name):
     algorithm = make(name)
     simulation = federation(algorithm)
     state = simulation.init(jax.random.key(0))
-    run = evaluate.make_evaluate(PROBLEM, algorithm, (algorithm.adapt,) * 3)
-    returns = run(state.server.shared, state.clients, state.tasks, jax.random.key(5))
+    run = evaluate.make_evaluate(lambda values: (PROBLEM, algorithm))
+    returns = run([()] * 4, state.server.shared, state.clients, state.tasks, jax.random.key(5))
     a = np.asarray(state.tasks["a"])[:, None]
-    gap = np.sum((np.asarray(state.server.shared["x"]) - np.asarray(state.tasks["u"])) ** 2, axis=1, keepdims=True)
-    np.testing.assert_allclose(returns, -0.5 * a * gap * (1 - 0.2 * a) ** (2 * np.arange(4)), rtol=1e-12)
+    models = jax.vmap(algorithm.personal_params, in_axes=(None, 0), axis_size=6)(state.server.shared, state.clients)
+    apart = np.sum((np.asarray(models["x"]) - np.asarray(state.tasks["u"])) ** 2, axis=1, keepdims=True)
+    np.testing.assert_allclose(returns, -0.5 * a * apart * (1 - 0.2 * a) ** (2 * np.arange(4)), rtol=1e-12)

@@ -1,6 +1,7 @@
 """What the algorithms share: the local SGD loop, its chunking over clients, and the default server."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,28 @@ def chunked(fn: Callable, client_batch: int | None) -> Callable:
     """
     if client_batch is None:
         return fn
+
+    def call(*args):
+        # traced hyperparameters that fn closes over become arguments: a sweep maps over them
+        converted, hoisted = jax.closure_convert(fn, *args)
+        return _mapped_in_chunks(converted, client_batch)(*args, *hoisted)
+
+    return call
+
+
+def _mapped_in_chunks(fn: Callable, client_batch: int) -> Callable:
     mapped = jax.custom_batching.custom_vmap(fn)
 
     @mapped.def_vmap
     def rule(axis_size, in_batched, *args):
         leaves, treedef = jax.tree.flatten(args)
         flags = jax.tree.leaves(in_batched)
+        # a further vmap (the members of a sweep) goes through the same loop, unless chunks are mapped already
+        inner = mapped if client_batch == 1 else fn
 
         def one(rows):
             rows = iter(rows)
-            return fn(
+            return inner(
                 *jax.tree.unflatten(treedef, [next(rows) if b else x for x, b in zip(leaves, flags, strict=True)])
             )
 
@@ -40,24 +53,30 @@ def chunked(fn: Callable, client_batch: int | None) -> Callable:
 
 
 def local_change(
-    gradient: Callable[..., Params],
+    gradient: Callable[..., Any],
     client_opt: optax.GradientTransformation,
     local_steps: int,
     client_batch: int | None,
-) -> Callable[..., Params]:
+    *,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
     """(start, *data) -> theta_T - theta_0 after `local_steps` steps of `client_opt` on gradient(theta, *data).
 
-    The data is never resampled between the steps.
+    The data is never resampled between the steps. With `has_aux`, gradient returns (gradient, aux) and the result is
+    (theta_T - theta_0, aux [T, ...]).
     """
 
-    def change(start: Params, *data: Tree) -> Params:
+    def change(start: Params, *data: Tree) -> Any:
         def step(carry, _):
             params, opt_state = carry
-            updates, opt_state = client_opt.update(gradient(params, *data), opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
+            out = gradient(params, *data)
+            direction, aux = out if has_aux else (out, ())
+            updates, opt_state = client_opt.update(direction, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), aux
 
-        (params, _), _ = jax.lax.scan(step, (start, client_opt.init(start)), length=local_steps)
-        return trees.sub(params, start)
+        (params, _), aux = jax.lax.scan(step, (start, client_opt.init(start)), length=local_steps)
+        moved = trees.sub(params, start)
+        return (moved, aux) if has_aux else moved
 
     return chunked(change, client_batch)
 
@@ -68,16 +87,19 @@ def one_model(
     server_opt: optax.GradientTransformation,
     inner_lr,
     client_batch: int | None,
+    *,
+    init_shared: Callable[[Params], Tree] = lambda params: params,
 ) -> Algorithm:
     """An algorithm whose clients keep nothing and whose server holds one model, moved by `server_opt`.
 
     The server treats minus the mean change as a gradient (Reddi et al., "Adaptive Federated Optimization", ICLR 2021).
-    Adaptation is one gradient step of rate `inner_lr`.
+    Adaptation is one gradient step of rate `inner_lr`. Algorithms that differ in a part replace that part.
+    `init_shared` makes what is broadcast from the problem's initial parameters; messages have its structure.
     """
 
     def init(key):
-        params = problem.init(key)
-        return Server(shared=params, private=server_opt.init(params))
+        shared = init_shared(problem.init(key))
+        return Server(shared=shared, private=server_opt.init(shared))
 
     def server_update(server, aggregate, key):
         del key
@@ -93,4 +115,44 @@ def one_model(
         server_update=server_update,
         personal_params=lambda shared, client: shared,
         adapt=lambda shared, client, params, batch: adapt(params, batch),
+    )
+
+
+def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
+    """The same algorithm, except that the parameters under `names` are each client's own and are never sent.
+
+    A leaf is kept when a part of its path is one of `names`. The algorithm's messages must be changes of the model
+    that it was sent. A client starts from a fresh draw of its own part, trains it with the rest, and keeps it.
+
+    Source: Collins et al., "Exploiting Shared Representations for Personalized Federated Learning", ICML 2021, where
+    the part kept is the head.
+    """
+
+    def drop(tree):
+        return trees.where_path(lambda parts: not parts & set(names), tree)
+
+    def own(params):
+        return trees.where_path(lambda parts: bool(parts & set(names)), params)
+
+    def init_client(shared, key):
+        fresh_key, client_key = jax.random.split(key)
+        kept = own(algorithm.init(fresh_key).shared)
+        return {"kept": kept, "client": algorithm.init_client(trees.merge(shared, kept), client_key)}
+
+    def client_update(shared, client, task, key):
+        whole = trees.merge(shared, client["kept"])
+        upload, inner, metrics = algorithm.client_update(whole, client["client"], task, key)
+        kept = trees.axpy(1.0, own(upload.message), client["kept"])
+        return upload._replace(message=drop(upload.message)), {"kept": kept, "client": inner}, metrics
+
+    def whole(shared, client):
+        return trees.merge(shared, client["kept"]), client["client"]
+
+    return Algorithm(
+        init=lambda key: drop(algorithm.init(key)),
+        init_client=init_client,
+        client_update=client_update,
+        server_update=algorithm.server_update,
+        personal_params=lambda shared, client: algorithm.personal_params(*whole(shared, client)),
+        adapt=lambda shared, client, params, batch: algorithm.adapt(*whole(shared, client), params, batch),
     )

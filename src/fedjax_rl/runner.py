@@ -1,0 +1,122 @@
+"""Bringing runs to their end: those that can share a program do, what is finished stays, what was begun goes on."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rl import checkpoint, rundir, scoring
+from fedjax_rl import train as training
+from fedjax_rl.build import Group, abstract_state, initial_states, make_group, static_fields
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.progress import Reporter
+from fedjax_rl.simulate import State
+
+MEMORY_SHARE = 0.8  # of what is available, for the program of a round
+
+
+def run_members(members: Mapping[Path, Config], reporter: Reporter) -> None:
+    """Bring every run to its last round and evaluation.
+
+    Directories that do not exist are made; finished and diverged runs are left alone; the others go on from their
+    newest common checkpoint. Runs that differ only in seed and floats are members of one program.
+    """
+    for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
+        try:
+            run_group([members[p] for p in paths], paths, reporter)
+        except training.Diverged as error:  # nobody of this group is left; the other groups go on
+            reporter.warn(str(error))
+
+
+def is_settled(path: Path, config: Config) -> bool:
+    """Is there nothing left to do: evaluated after the configuration's last round, or diverged?"""
+    return (path / rundir.DIVERGED).exists() or any(r["round"] >= config.rounds for r in scoring.finals(path))
+
+
+def together(members: Mapping[Path, Config]) -> list[list[Path]]:
+    """Paths of the runs that can share a program and a round: those begun apart from those not begun."""
+    groups: dict[tuple, list[Path]] = {}
+    for path, config in members.items():
+        groups.setdefault((static_fields(config), rundir.has_checkpoint(path)), []).append(path)
+    return list(groups.values())
+
+
+def run_group(
+    configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter
+) -> list[training.Result | None]:
+    """Bring the members of one group to their end, in as many programs as memory demands; results in their order."""
+    group = make_group(configs)  # first: what cannot be made leaves no directory behind
+    for directory, config in zip(directories, configs, strict=True):
+        if not (directory / rundir.CONFIG).exists():
+            rundir.create(directory, config)
+    with ExitStack() as locks:
+        for directory in directories:
+            locks.enter_context(rundir.writer(directory))
+        begun = rundir.has_checkpoint(directories[0])
+        states = restored_states(group, directories, reporter.warn) if begun else None
+        number = 0 if states is None else int(states.round[0])
+        for directory, config in zip(directories, configs, strict=True):
+            rundir.go_back(directory, config, number)
+        program = compile_members(group, reporter)
+        if program is None:
+            half = len(configs) // 2
+            locks.close()
+            parts = [(configs[:half], directories[:half]), (configs[half:], directories[half:])]
+            return [result for part in parts for result in run_group(*part, reporter)]
+        return training.train(
+            group, program, initial_states(group) if states is None else states, directories, reporter
+        )
+
+
+def compile_members(group: Group, reporter: Reporter) -> training.Program | None:
+    """The group's program of a round, or None when it needs more memory than there is and the group can be halved."""
+    program = training.compile_round(group)
+    members, steps = len(group.configs), group.run.env_steps_per_round * len(group.configs)
+    need, have = memory_needed(program.step), memory_available()
+    if have is None or need <= MEMORY_SHARE * have:
+        reporter.say(f"compiled one round in {program.compile_s:.1f} s; {steps:,} environment steps a round")
+        return program
+    short = f"{members} members need {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB available"
+    if members > 1:
+        reporter.say(f"{short}: split in two")
+        return None
+    reporter.say(f"{short}: lower --client-batch, --clients-per-round or --episodes if memory runs out")
+    return program
+
+
+def memory_needed(step: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program holds at most: arguments, results and temporaries, donated ones counted once."""
+    sizes = step.memory_analysis()
+    kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return kept + sizes.temp_size_in_bytes
+
+
+def memory_available() -> int | None:
+    """Bytes free on the device (on a CPU: in the machine), or None when the platform does not tell."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+def restored_states(group: Group, directories: Sequence[Path], say) -> State:
+    """The members' states [G] at the newest step that is good for all; records past it are forgotten."""
+    like, limit = abstract_state(group.run), None
+    while True:
+        found = [checkpoint.restore(d / rundir.CHECKPOINTS, like, say, at_most=limit) for d in directories]
+        step = min(restored.step for restored in found)
+        if all(restored.step == step for restored in found):
+            break
+        limit = step
+    if step > group.run.config.rounds:
+        raise ConfigError(f"--rounds {group.run.config.rounds}: {step} rounds are done already; ask for more")
+    for directory in directories:
+        checkpoint.set_aside_after(directory / rundir.CHECKPOINTS, step)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[restored.state for restored in found])

@@ -1,0 +1,91 @@
+"""A sweep: the members that a grid and a range of seeds make, and successive halving among them. Imports no jax."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from fedjax_rl.config import Config, ConfigError, nearest
+
+Members = dict[Path, Config]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0:5' -> 0, 1, 2, 3, 4; '3,7' -> 3, 7."""
+    try:
+        if ":" in text:
+            low, high = (int(part) for part in text.split(":"))
+            seeds = list(range(low, high))
+        else:
+            seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r}: must be a range like 0:5 or a list like 0,3,7, of one or more seeds")
+    return seeds
+
+
+def parse_grid(entries: Sequence[str], config: Config) -> dict[str, list[Any]]:
+    """['server_lr=3e-4,1e-3', 'order=first,second'] -> the values of each key, typed as the configuration's."""
+    kinds = {item.name: type(item.default) for item in fields(config) if not isinstance(item.default, tuple)}
+    legal = [name for name in kinds if name != "seed"]
+    grid: dict[str, list[Any]] = {}
+    for entry in entries:
+        key, _, text = entry.partition("=")
+        key = key.replace("-", "_")
+        if key not in legal:
+            raise ConfigError(f"--grid {entry!r}: unknown key {key!r}{nearest(key, legal)}; seeds are given by --seeds")
+        try:
+            values = [kinds[key](part) for part in text.split(",") if part]
+        except ValueError:
+            raise ConfigError(f"--grid {entry!r}: each value must be {kinds[key].__name__}") from None
+        if not values or len(set(values)) < len(values) or key in grid:
+            raise ConfigError(f"--grid {entry!r}: give each key once, with one or more different values: {key}=A,B")
+        grid[key] = values
+    return grid
+
+
+def members(config: Config, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int], out: Path) -> Members:
+    """Every point of the grid with every seed, in a directory named after it; every value is checked here."""
+    found = {}
+    for point in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, point, strict=True))
+        for seed in seeds:
+            parts = [f"{key}={value}".replace("/", "_") for key, value in {**chosen, "seed": seed}.items()]
+            found[out / ",".join(parts)] = replace(config, **chosen, seed=seed)
+    return found
+
+
+def halve(
+    members: Members,
+    halvings: int,
+    run: Callable[[Members], None],
+    score: Callable[[Path, int], float],
+) -> Members:
+    """Successive halving: after 1/2^h, ..., 1/2 of the rounds only the better half of the grid's points goes on.
+
+    A point's value is the mean score of its seeds; ties go to the earlier point. What does not go on keeps its shorter
+    run. With h = 0 all run all rounds.
+
+    Source: Jamieson, Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016.
+
+    Args:
+      members: all runs by directory.
+      halvings: h, how often half is dropped.
+      run: brings runs to their last round and evaluation; what is there already stays.
+      score: (directory, round) -> what the run reached by that round, larger is better.
+
+    Returns:
+      The members that ran all rounds.
+    """
+    left = dict(members)
+    for number in range(halvings, 0, -1):
+        run({path: replace(c, rounds=max(1, c.rounds >> number), new_clients=0) for path, c in left.items()})
+        points: dict[Config, list[float]] = {}
+        for path, config in left.items():
+            points.setdefault(replace(config, seed=0), []).append(score(path, max(1, config.rounds >> number)))
+        best = sorted(points, key=lambda point: -sum(points[point]) / len(points[point]))
+        left = {path: c for path, c in left.items() if replace(c, seed=0) in best[: -(-len(points) // 2)]}
+    run(left)
+    return left
