@@ -1,0 +1,140 @@
+"""Table 1: five methods in four environments, before adaptation and after 1, 2 and 3 steps, on all clients.
+
+    python -m experiments.table1 --scale laptop [--out DIR] [--envs ENV ...]
+
+At the laptop scale every method first chooses its server rate from the same grid, on a seed of its own, and all methods
+take the same number of environment steps. At the paper's scale rates and cohorts are the published ones. Writes
+table1.md and table1.json into the directory of the runs.
+"""
+
+import json
+from pathlib import Path
+
+from experiments.common import METHODS, Members, Scale, configure, env_steps, finals, footer, main, over_seeds, run
+
+RATES, TUNING_SEED, TUNING_SHARE = (0.0005, 0.0015, 0.005), 100, 0.4
+# Liu, Xu, Wu, Jiang 2024, Table 1: mean and 95 % interval over five seeds, before adaptation and after 1, 2, 3 steps.
+PUBLISHED = {
+    "half_cheetah/direction": {
+        "fmrl": ((-14.59, 5.44), (457.02, 30.82), (480.96, 23.73), (484.26, 29.51)),
+        "pfedme": ((-6.33, 5.06), (-5.07, 2.88), (-2.15, 1.04), (-0.85, 2.63)),
+        "fedavg": ((-2.49, 1.43), (0.10, 1.33), (2.76, 1.98), (5.68, 3.58)),
+        "fedrep": ((5.53, 7.76), (24.06, 25.88), (38.60, 33.21), (51.67, 34.17)),
+        "ditto": ((161.13, 4.14), (163.94, 4.02), (166.72, 3.82), (169.52, 3.90)),
+    },
+    "half_cheetah/velocity": {
+        "fmrl": ((-112.86, 4.87), (-94.35, 10.37), (-82.43, 13.35), (-74.53, 14.81)),
+        "pfedme": ((-113.47, 2.40), (-107.12, 3.59), (-101.10, 4.74), (-95.91, 5.67)),
+        "fedavg": ((-113.46, 1.84), (-109.73, 2.21), (-106.15, 2.43), (-102.59, 2.37)),
+        "fedrep": ((-117.62, 5.49), (-112.74, 5.56), (-107.96, 6.16), (-103.76, 6.29)),
+        "ditto": ((-195.29, 24.19), (-195.26, 24.22), (-195.14, 24.33), (-195.05, 24.22)),
+    },
+    "ant/direction": {
+        "fmrl": ((2.08, 2.53), (123.17, 9.65), (127.50, 10.22), (126.82, 11.32)),
+        "pfedme": ((4.84, 0.19), (5.30, 0.30), (5.64, 0.41), (6.32, 0.78)),
+        "fedavg": ((4.65, 0.21), (5.05, 0.25), (5.26, 0.44), (5.57, 0.82)),
+        "fedrep": ((5.53, 0.36), (7.54, 0.88), (8.41, 0.69), (8.91, 0.55)),
+        "ditto": ((43.42, 0.60), (43.93, 0.89), (44.43, 0.56), (44.79, 0.66)),
+    },
+    "ant/velocity": {
+        "fmrl": ((19.48, 3.51), (44.30, 5.42), (44.85, 5.56), (45.18, 5.50)),
+        "pfedme": ((20.56, 2.28), (24.64, 3.48), (27.20, 4.11), (28.59, 5.50)),
+        "fedavg": ((19.42, 2.08), (23.91, 2.88), (27.14, 4.56), (29.63, 5.72)),
+        "fedrep": ((12.34, 3.97), (14.51, 3.80), (16.63, 3.96), (18.29, 3.65)),
+        "ditto": ((-28.86, 16.62), (-28.72, 16.48), (-28.30, 16.57), (-28.08, 16.29)),
+    },
+}
+
+
+def tuning(scale: Scale, env: str, method: str) -> Members:
+    """The runs among which a method's server rate is chosen."""
+    rounds = max(1, round(TUNING_SHARE * scale.rounds[env.split("/")[0]]))
+    values = {"seed": TUNING_SEED, "rounds": rounds, "adapt_steps": 1, "eval_every": 0}
+    found = {rate: configure(scale, method, env, server_lr=rate, **values) for rate in RATES}
+    return {f"{env}/{method}/tuning_server_lr={rate}": c for rate, c in found.items()}
+
+
+def chosen(scale: Scale, env: str, method: str, out: Path) -> dict[str, float]:
+    """What a method's rates are: the published ones at the paper's scale, else those of the best tuning run."""
+    if scale.name == "paper":
+        return {"local_lr": 0.01} if method == "ditto" else {}
+    members = tuning(scale, env, method)
+    run(members, out)
+    scores = {name: r["eval/return/adapt_1"]["mean"] for name, r in finals(out, members).items()}
+    return {"server_lr": members[max(scores, key=scores.__getitem__)].server_lr}
+
+
+def cell(scale: Scale, env: str, method: str, rates: dict[str, float]) -> Members:
+    """A method's runs in an environment, one for each seed."""
+    return {f"{env}/{method}/seed{s}": configure(scale, method, env, seed=s, **rates) for s in scale.seeds}
+
+
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
+    """Run what is missing, writing the table after every cell."""
+    members: Members = {}
+    for env in envs:
+        for method in METHODS:
+            some = cell(scale, env, method, chosen(scale, env, method, out))
+            run(some, out)
+            members |= some
+            write(scale, out, members)
+    print((out / "table1.md").read_text())
+
+
+def write(scale: Scale, out: Path, members: Members) -> None:
+    """table1.json: seeds' means by environment, method and column. table1.md: the table and the orderings."""
+    records = finals(out, members)
+    scores: dict[str, dict[str, list[list[float]]]] = {}
+    for name, record in records.items():
+        env, method = name.rsplit("/", 2)[0], name.rsplit("/", 2)[1]
+        steps = range(members[name].adapt_steps + 1)
+        row = [record[f"eval/return/adapt_{j}"]["mean"] for j in steps]
+        scores.setdefault(env, {}).setdefault(method, []).append(row)
+    lines = ["# Table 1", "", footer(scale, members, out), ""]
+    for env, by_method in scores.items():
+        lines += [*table(env, by_method, members), "", *orderings(env, by_method), ""]
+    (out / "table1.json").write_text(json.dumps(scores, indent=1) + "\n")
+    (out / "table1.md").write_text("\n".join(lines))
+
+
+def table(env: str, by_method: dict[str, list[list[float]]], members: Members) -> list[str]:
+    """One environment: rows are methods, columns adaptation steps, the published values below each row."""
+    steps = len(next(iter(by_method.values()))[0])
+    lines = [f"## {env}", "", "| method | server rate | env steps | " + " | ".join(map(str, range(steps))) + " |"]
+    lines.append("|---" * (steps + 3) + "|")
+    for method, seeds in by_method.items():
+        c = next(c for name, c in members.items() if name.startswith(f"{env}/{method}/"))
+        cells = [over_seeds([row[j] for row in seeds]) for j in range(steps)]
+        lines.append(f"| {method} | {c.server_lr:g} | {env_steps(c):,} | " + " | ".join(cells) + " |")
+        published = [f"{m} ± {h}" for m, h in PUBLISHED[env][method][:steps]]
+        lines.append("| _published_ | | | " + " | ".join(published) + " |")
+    return lines
+
+
+def orderings(env: str, by_method: dict[str, list[list[float]]]) -> list[str]:
+    """The paper's claim that FMRL leads after one step, against each other method: held, not held, or undecided."""
+    if "fmrl" not in by_method:
+        return []
+    ours = [row[1] for row in by_method["fmrl"]]
+    lines = []
+    for method, seeds in by_method.items():
+        if method == "fmrl":
+            continue
+        low, difference, high = paired(ours, [row[1] for row in seeds])
+        verdict = "held" if low > 0 else "not held (reversed)" if high < 0 else "undecided"
+        lines.append(
+            f"- FMRL above {method} after one step: {verdict}; difference {difference:.1f} [{low:.1f}, {high:.1f}]"
+        )
+    return lines
+
+
+def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    """The mean difference over seeds, which share their tasks, with its 95 % t-interval: (low, mean, high)."""
+    from fedjax_rl.metrics import mean_ci95
+
+    mean, half = mean_ci95([a - b for a, b in zip(ours, theirs, strict=True)])
+    return (mean - half, mean, mean + half) if len(ours) > 1 else (float("-inf"), mean, float("inf"))
+
+
+if __name__ == "__main__":
+    main(__doc__, "table1", experiment)
