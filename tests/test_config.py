@@ -105,6 +105,8 @@ def test_toml_round_trips(algorithm, tmp_path):
         values = {item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm])}
         for small in ("clients_per_round", "eval_clients", "client_batch"):
             values[small] = min(values[small], values["num_clients"])
+            if algorithm in ("scaffold", "independent") and values["critic"] == "local":
+                values["critic"] = "linear"
         made = config.build(algorithm, values)
         path.write_text(layers.to_toml(made))
         assert layers.load(path) == made

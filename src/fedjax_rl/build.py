@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl.aggregators import mean
-from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.algorithms import ALGORITHMS, keep_on_client
 from fedjax_rl.clients import SELECTIONS
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.envs import Env, make_env
 from fedjax_rl.optimizers import SERVER_OPTIMIZERS
+from fedjax_rl.rl.critics import NAME as CRITIC
+from fedjax_rl.rl.critics import mlp_critic
 from fedjax_rl.rl.policies import gaussian_mlp
 from fedjax_rl.rl.problem import make_problem
 from fedjax_rl.simulate import Simulation, State, make_simulation
@@ -59,6 +61,9 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
         gae_lambda=of["gae_lambda"],
         clip=of["clip"],
         surrogate=config.surrogate,
+        critic=None if config.critic == "linear" else mlp_critic(env.spec, hidden=config.hidden),
+        value_coef=of["value_coef"],
+        entropy_coef=of["entropy_coef"],
     )
     algorithm = _make_algorithm(config, of, problem)
     simulation = make_simulation(
@@ -79,7 +84,7 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
     own = {key: value for key, value in of.items() if key not in engine}
     if "server" in of:
         own["server_opt"] = SERVER_OPTIMIZERS[config.server](of["server_lr"])
-    return ALGORITHMS[config.algorithm](
+    algorithm = ALGORITHMS[config.algorithm](
         problem,
         client_opt=optax.sgd(of["local_lr"]),
         local_steps=config.local_steps,
@@ -87,6 +92,7 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
         client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
         **own,
     )
+    return keep_on_client(algorithm, (CRITIC,)) if config.critic == "local" else algorithm
 
 
 def _make_uplink(max_change_norm: Array | float) -> optax.GradientTransformation | None:

@@ -88,6 +88,11 @@ class Config:
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the clipped surrogate
     surrogate: str = name("ratio", "ratio", "log", "dice")  # surrogate differentiated by the adaptation step
+    critic: str = name(
+        "linear", "linear", "federated", "local"
+    )  # linear: fitted to each batch; a neural value function, averaged with the policy or kept on each client
+    value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss
+    entropy_coef: float = number(0.0, 0, 100)  # weight of the policy's entropy in the objective
     client_batch: int = number(0, 0, BIG)  # clients computed at a time (0: 1 on CPU, all on GPU and TPU)
     eval_every: int = number(0, 0, BIG)  # rounds between evaluations (0: at the end only)
     eval_clients: int = number(0, 0, BIG)  # clients in those evaluations (0: all); the last one always takes all
@@ -104,6 +109,9 @@ class Config:
                     f"{small} = {getattr(self, small)}: must be at most num_clients = {self.num_clients}; "
                     f"lower {small} or raise num_clients"
                 )
+        if self.critic == "local" and not isinstance(self, ChangeConfig):
+            legal = [c.algorithm for c in _CLASSES if issubclass(c, ChangeConfig)]
+            raise ConfigError(f"critic = 'local': not for {self.algorithm}; possible for {', '.join(legal)}")
 
     @property
     def batches(self) -> int:

@@ -70,7 +70,7 @@ def gaussian_mlp(spec: EnvSpec, *, hidden: tuple[int, ...] = (64, 64), activatio
 
     def apply(params: Params, obs: Array) -> tuple[Array, Array]:
         chex.assert_rank(obs, 2)
-        return net.apply({"params": params}, obs)
+        return net.apply({"params": params}, obs)  # a critic's parameters beside them are not looked at
 
     return Policy(init, apply)
 
@@ -90,3 +90,9 @@ def log_prob(mean: Array, log_std: Array, action: Array) -> Array:
     chex.assert_equal_shape([mean, log_std, action])
     z = (action - mean) * jnp.exp(-log_std)
     return -jnp.sum(0.5 * z * z + log_std + 0.5 * math.log(2.0 * math.pi), axis=-1)
+
+
+def entropy(log_std: Array) -> Array:
+    """Entropy of the diagonal Gaussian in nats, sum_a (log std_a + log(2 pi e) / 2): log_std [B, A] -> [B]."""
+    chex.assert_rank(log_std, 2)
+    return jnp.sum(log_std + 0.5 * math.log(2.0 * math.pi * math.e), axis=-1)

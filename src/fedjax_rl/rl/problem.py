@@ -1,21 +1,30 @@
 """A reinforcement-learning problem for the algorithms: initial parameters, samples, and the loss on a fixed batch."""
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_rl.envs.base import Env
+from fedjax_rl.rl import critics
 from fedjax_rl.rl.advantages import discounted_returns, gae, linear_baseline, normalise
-from fedjax_rl.rl.policies import Policy, log_prob
+from fedjax_rl.rl.critics import Critic
+from fedjax_rl.rl.policies import Policy, entropy, log_prob
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
 from fedjax_rl.rl.surrogates import SURROGATES, Batch, mean_over_valid
 from fedjax_rl.types import Array, Key, Params, Problem, Task
 
 
-def make_batch(trajectory: Trajectory, discount: float, gae_lambda: float) -> Batch:
-    """Advantages against a linear baseline fitted to the discounted return-to-go of these very episodes, normalised."""
+def make_batch(
+    trajectory: Trajectory, discount: float, gae_lambda: float, values: Array | None = None, target: Array | tuple = ()
+) -> Batch:
+    """Generalised advantages against the values [E, T], normalised.
+
+    Without values: against a linear baseline fitted to the discounted return-to-go of these very episodes.
+    """
     obs, action, logp, reward, mask = trajectory
-    values = linear_baseline(obs, discounted_returns(reward, discount), mask)
+    if values is None:
+        values = linear_baseline(obs, discounted_returns(reward, discount), mask)
     advantage = gae(reward, values, mask, discount, gae_lambda)
-    return Batch(obs, action, logp, normalise(advantage, mask), mask)
+    return Batch(obs, action, logp, normalise(advantage, mask), mask, target)
 
 
 def make_problem(
@@ -27,27 +36,60 @@ def make_problem(
     gae_lambda: float = 1.0,
     clip: float = 0.2,
     surrogate: str = "ratio",
+    critic: Critic | None = None,
+    value_coef: float = 0.5,
+    entropy_coef: float = 0.0,
 ) -> Problem:
     """The problem of acting in `env` with `policy`, `episodes` episodes a batch.
 
-    The loss is minus the mean surrogate over valid steps. One surrogate serves the inner and the outer objective of a
-    meta-learning algorithm alike. At the sampling parameters all surrogates have one gradient, so that the choice then
-    shows in the inner curvature only; in later local steps it shows in the outer gradient as well.
+    With S the surrogate's terms, H the policy's entropy, v the critic's output, G the discounted return-to-go and h the
+    effective horizon, all means over valid steps (Schulman et al., "Proximal Policy Optimization Algorithms", 2017,
+    Eq. 9, with the value error in units of h):
+
+      loss = -mean(S) - entropy_coef mean(H) + value_coef mean((v - G / h)^2)
+
+    Without a critic the last term is absent and advantages come from a linear baseline fitted to the very episodes.
+    With one they come from its values h v at the sampling parameters, which live in the policy's parameters under
+    "critic". One surrogate serves the inner and the outer objective of a meta-learning algorithm alike. At the sampling
+    parameters all surrogates have one gradient, so that the choice then shows in the inner curvature only; in later
+    local steps it shows in the outer gradient as well.
     """
     if surrogate not in SURROGATES:
         raise ValueError(f"unknown surrogate {surrogate!r}; one of {', '.join(SURROGATES)}")
     rollout = make_rollout(env, policy, episodes)
     terms = SURROGATES[surrogate](clip)
+    horizon = critics.effective_horizon(discount, env.spec.horizon)
+
+    def init(key: Key) -> Params:
+        if critic is None:
+            return policy.init(key)
+        return {**policy.init(key), critics.NAME: critic.init(jax.random.fold_in(key, 1))}
+
+    def rates(params: Params, obs: Array) -> Array:
+        """The critic's output [E, T], in rewards per step."""
+        episodes, steps, _ = obs.shape
+        tau = jnp.tile(jnp.arange(steps, dtype=obs.dtype) / steps, episodes)
+        return critic.apply(params[critics.NAME], obs.reshape(episodes * steps, -1), tau).reshape(episodes, steps)
 
     def sample(params: Params, task: Task, key: Key) -> tuple[Batch, Array]:
         trajectory = rollout(params, task, key)
-        return make_batch(trajectory, discount, gae_lambda), jnp.mean(jnp.sum(trajectory.reward, axis=1))
+        returned = jnp.mean(jnp.sum(trajectory.reward, axis=1))
+        if critic is None:
+            return make_batch(trajectory, discount, gae_lambda), returned
+        values = horizon * rates(params, trajectory.obs)
+        target = discounted_returns(trajectory.reward, discount) / horizon
+        return make_batch(trajectory, discount, gae_lambda, values, target), returned
 
     def loss(params: Params, batch: Batch) -> Array:
         # One forward pass over all E T steps: a matrix product a layer.
         flat = batch.mask.size
         mean, log_std = policy.apply(params, batch.obs.reshape(flat, -1))
         logp = log_prob(mean, log_std, batch.action.reshape(flat, -1)).reshape(batch.mask.shape)
-        return -mean_over_valid(terms(logp, batch), batch.mask)
+        bonus = entropy_coef * entropy(log_std).reshape(batch.mask.shape)
+        objective = mean_over_valid(terms(logp, batch) + bonus, batch.mask)
+        if critic is None:
+            return -objective
+        error = mean_over_valid((rates(params, batch.obs) - batch.target) ** 2, batch.mask)
+        return value_coef * error - objective
 
-    return Problem(policy.init, sample, loss)
+    return Problem(init, sample, loss)

@@ -24,13 +24,17 @@ from fedjax_rl.types import Array
 
 
 class Batch(NamedTuple):
-    """obs [E, T, O], action [E, T, A], logp_old [E, T], advantage [E, T] (0 on invalid steps), mask [E, T] bool."""
+    """obs [E, T, O], action [E, T, A], logp_old [E, T], advantage [E, T] (0 on invalid steps), mask [E, T] bool.
+
+    target [E, T]: of a critic, the discounted return-to-go over the effective horizon; () without a critic.
+    """
 
     obs: Array
     action: Array
     logp_old: Array
     advantage: Array
     mask: Array
+    target: Array | tuple = ()
 
 
 Terms = Callable[[Array, Batch], Array]
