@@ -29,6 +29,9 @@ ALLOWED = {
     "config": set(),
     "layers": {"config"},
     "presets": {"config"},
+    "groups": {"config", "rundir"},
+    "plot": {"config", "groups", "metrics"},
+    "report": {"command_options", "groups", "metrics", "plot"},
 }
 ONLY_IN = {
     "mujoco": ("envs/physics/",),
@@ -37,6 +40,7 @@ ONLY_IN = {
     "flax": ("rl/",),
     "tyro": ("arguments.py", "command_options.py"),
     "rich": ("progress.py",),
+    "matplotlib": ("plot.py",),
 }
 
 

@@ -13,6 +13,7 @@ commands:
   train [ALGORITHM]   train a federation; alone: FMRL on half_cheetah/direction, preset laptop
   resume RUN          continue an interrupted run, or prolong it with --rounds K
   eval RUN            returns before adaptation and after each step, all clients or new ones
+  report RUN...       tables and a figure of finished runs, seeds taken together
   doctor              versions, devices and a check of the physics
   list                algorithms, environments, presets and server optimizers
 
@@ -70,6 +71,15 @@ def _no_checkpoint(path: object) -> int:
     return 4
 
 
+def _report(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.ReportOptions, argv, "report")
+    from fedjax_rl.report import report
+
+    return report(options)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
 
@@ -89,6 +99,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "report": _report,
     "doctor": _doctor,
     "list": _list,
 }
