@@ -44,6 +44,10 @@ def call(capsys, *argv):
         ("eval missing --best --step 1", "exclude each other"),
         ("eval missing --adapt-lr 0.1,x", "--adapt-lr 0.1,x"),
         ("eval missing --clients old", "must be one of all, new"),
+        ("report", "report needs at least one run directory"),
+        ("report x --format tex", "--format tex: must be one of md, csv, latex (did you mean latex?)"),
+        ("report x --figure x.gif", "--figure x.gif: the name must end in .png, .pdf or .svg"),
+        ("report x", "x is not a directory"),
         ("list --jsn", "unknown option --jsn (did you mean --json?)"),
     ],
 )
@@ -56,7 +60,9 @@ def test_mistakes_are_one_line_and_exit_2(line, message, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", ["--help", "list", "train --print-config", "train --roundz 3", "eval x", "train x"])
+@pytest.mark.parametrize(
+    "line", ["--help", "list", "train --print-config", "train --roundz 3", "eval x", "train x", "report x"]
+)
 def test_light_answers_import_neither_jax_nor_mujoco(line):
     code = (
         "import sys; from fedjax_rl import cli; code = cli.main(sys.argv[1:]);"
@@ -64,7 +70,7 @@ def test_light_answers_import_neither_jax_nor_mujoco(line):
     )
     # the exit code is the last line's first word
     done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=True)
-    want = "2" if line in ("train --roundz 3", "eval x", "train x") else "0"
+    want = "2" if line in ("train --roundz 3", "eval x", "train x", "report x") else "0"
     assert done.stdout.splitlines()[-1] == f"{want} False False"
 
 

@@ -30,6 +30,9 @@ ALLOWED = {
     "layers": {"config"},
     "presets": {"config"},
     "sweep": {"config"},
+    "groups": {"config", "rundir"},
+    "plot": {"config", "groups", "metrics"},
+    "report": {"command_options", "groups", "metrics", "plot"},
 }
 ONLY_IN = {
     "mujoco": ("envs/physics/",),
@@ -38,6 +41,7 @@ ONLY_IN = {
     "flax": ("rl/",),
     "tyro": ("arguments.py", "command_options.py"),
     "rich": ("progress.py",),
+    "matplotlib": ("plot.py",),
 }
 
 

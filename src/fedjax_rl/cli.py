@@ -14,6 +14,7 @@ commands:
   sweep [ALGORITHM]   seeds and a grid of values side by side: --seeds 0:5 --grid server_lr=5e-4,1e-3
   resume RUN          continue an interrupted run or sweep, or prolong a run with --rounds K
   eval RUN            returns before adaptation and after each step, all clients or new ones
+  report RUN...       tables and a figure of finished runs, seeds taken together
   doctor              versions, devices and a check of the physics
   list                algorithms, environments, presets and server optimizers
 
@@ -93,6 +94,15 @@ def _no_checkpoint(path: object) -> int:
     return 4
 
 
+def _report(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.ReportOptions, argv, "report")
+    from fedjax_rl.report import report
+
+    return report(options)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
 
@@ -113,6 +123,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": _sweep,
     "resume": _resume,
     "eval": _eval,
+    "report": _report,
     "doctor": _doctor,
     "list": _list,
 }

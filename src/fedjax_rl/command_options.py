@@ -68,6 +68,26 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """Tables and a figure of finished runs. Runs that differ only in their seed form one row.
+
+    The first row's runs are those that the probability of improvement compares with the others: name them first.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories, or directories with runs anywhere below
+    format: str = "md"  # md, csv or latex (booktabs)
+    figure: Path | None = None  # also draw learning curves and final returns into this .png, .pdf or .svg
+    json: bool = False  # print JSON instead of a table
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("report needs at least one run directory, or a directory that holds some")
+        _one_of("format", self.format, ("md", "csv", "latex"))
+        if self.figure and self.figure.suffix not in (".png", ".pdf", ".svg"):
+            raise ConfigError(f"--figure {self.figure}: the name must end in .png, .pdf or .svg")
+
+
+@dataclass(frozen=True)
 class PlainOptions:
     """Show what is known."""
 

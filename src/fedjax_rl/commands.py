@@ -9,9 +9,10 @@ from pathlib import Path
 from fedjax_rl import checkpoint, metrics, rundir, runner, scoring
 from fedjax_rl import train as training
 from fedjax_rl.build import abstract_state, make_run
-from fedjax_rl.command_options import EvalOptions, ResumeOptions
+from fedjax_rl.command_options import EvalOptions, ReportOptions, ResumeOptions
 from fedjax_rl.config import Config
 from fedjax_rl.progress import Reporter
+from fedjax_rl.report import report
 from fedjax_rl.sweep import halve
 
 
@@ -69,7 +70,7 @@ def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: boo
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return 4
-    return 0
+    return report(ReportOptions((out,), json=as_json))
 
 
 def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:

@@ -1,10 +1,16 @@
 """Numbers for people: means, 95 % confidence intervals and the table that a run ends with."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 
+RESAMPLES = 2000
+
+
+@functools.cache
 def t_quantile(p: float, dof: int) -> float:
     """The p-quantile of Student's t with `dof` degrees of freedom, by bisection on its distribution function."""
     if p < 0.5:
@@ -41,6 +47,51 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
         return mean, 0.0
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
     return mean, t_quantile(0.975, n - 1) * math.sqrt(variance / n)
+
+
+def iqm(scores: np.ndarray) -> float:
+    """Interquartile mean of scores [S, N]: the mean of all of them but the int(SN/4) lowest and as many highest.
+
+    Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021.
+    """
+    ordered = np.sort(scores, axis=None)
+    cut = ordered.size // 4
+    return float(ordered[cut : ordered.size - cut].mean())
+
+
+def worst_tenth(scores: np.ndarray) -> np.ndarray:
+    """[S]: the mean of each seed's ceil(N/10) lowest scores, of [S, N]."""
+    count = -(-scores.shape[1] // 10)
+    return np.sort(scores, axis=1)[:, :count].mean(axis=1)
+
+
+def improvement(x: np.ndarray, y: np.ndarray) -> float:
+    """Probability of improvement of X [S, N] over Y [R, N], the mean over clients i of a Mann-Whitney statistic:
+
+        1/N sum_i 1/(SR) sum_{s, r} (1[x_si > y_ri] + 1[x_si = y_ri] / 2)
+
+    Source: Agarwal et al. 2021 (see `iqm`).
+    """
+    over, under = x[:, None, :], y[None, :, :]
+    return float((over > under).mean() + 0.5 * (over == under).mean())
+
+
+def bootstrap_ci95(statistic: Callable[..., float], *scores: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of statistic(*scores) by the bootstrap over runs; each scores is [S, N].
+
+    Agarwal et al. 2021 (see `iqm`) resample the runs of each task, the strata. Here a run is a seed and a task an
+    environment, of which a report has one: every resample draws S whole seeds with replacement. The N clients of a
+    seed share a model, so that to resample them one by one would average away what differs between seeds. The
+    generator's seed is fixed: the same runs give the same report.
+    """
+    rng = np.random.default_rng(0)
+
+    def resample(table: np.ndarray) -> np.ndarray:
+        return table[rng.integers(len(table), size=len(table))]
+
+    draws = [statistic(*map(resample, scores)) for _ in range(RESAMPLES)]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def summarise(returns: Sequence[Sequence[float]]) -> dict[str, Any]:
