@@ -30,7 +30,8 @@ def default_path(config: Config, kind: str = "") -> Path:
 def refuse_existing(path: Path) -> None:
     """Refuse a directory that holds something, before anything is written."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        hint = f"continue it with: fedjax-rl resume {path}" if (path / CONFIG).exists() else "choose another --out"
+        is_ours = (path / CONFIG).exists() or is_sweep(path)
+        hint = f"continue it with: fedjax-rl resume {path}" if is_ours else "choose another --out"
         raise ConfigError(f"--out {path} exists and is not empty; {hint}")
 
 

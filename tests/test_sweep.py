@@ -1,0 +1,254 @@
+"""Sweeps: members equal solo runs, one compilation, memory, divergence, interruption, halving."""
+
+import json
+import os
+import signal
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rl import build, checkpoint, cli, config, rundir, runner, simulate, sweep
+from fedjax_rl import train as training
+from fedjax_rl.arrays import state_hash
+from fedjax_rl.config import FmrlConfig
+from fedjax_rl.progress import Reporter
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+SMALL = FmrlConfig(
+    env="probe/delayed",
+    hidden=(4,),
+    num_clients=6,
+    clients_per_round=2,
+    rounds=4,
+    episodes=3,
+    local_steps=2,
+    max_change_norm=0.01,
+    adapt_steps=1,
+    new_clients=0,
+    save_every=2,
+)
+QUIET = Reporter(quiet=True)
+
+
+def members(out, grid, seeds=(0, 1), base=SMALL):
+    return sweep.members(base, grid, seeds, out)
+
+
+def hashes(paths):
+    found = {}
+    for path in paths:
+        run = build.make_run(rundir.read_config(path))
+        found[path.name] = state_hash(checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state)
+    return found
+
+
+def untimed(path):
+    return [{k: v for k, v in r.items() if not k.startswith("sys/")} for r in rundir.read_lines(path)]
+
+
+@pytest.mark.parametrize("algorithm", ["fmrl", "pfedme"])
+def test_members_draw_what_solo_runs_draw_and_take_the_same_round(algorithm, tmp_path):
+    """Rates, the clip and the seed differ; 0 stands for no clip also beside a clip."""
+    base = config.build(algorithm, {k: v for k, v in asdict(SMALL).items() if k != "order"})
+    base = replace(base, local_lr=0.1, server="sgd", server_lr=1.0)
+    grid = {"inner_lr": [0.1, 0.4], "max_change_norm": [0.0, 0.003], "discount": [0.9, 0.5]}
+    configs = [*members(tmp_path, grid, (0, 3), base).values()]
+    group = build.make_group(configs)
+    states = jax.jit(lambda: build.initial_states(group))()
+    after, alive, measured = jax.jit(lambda *x: build.round_of(group, *x))(states, jnp.ones(16, bool), group.values)
+    assert alive.all()
+    for i in (0, 5, 10, 15):
+        run = build.make_run(configs[i])
+        state = build.initial_state(run)
+        one, two = training.member(states, i), state
+        assert state_hash((one.tasks, one.key, one.server)) == state_hash((two.tasks, two.key, two.server))
+        solo, metrics = jax.jit(run.simulation.round)(state)
+        for a, b in zip(
+            *(jax.tree.leaves((s.server, s.clients)) for s in (training.member(after, i), solo)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(measured["train/return/adapt_0"][i], metrics["train/return/adapt_0"], rtol=1e-5)
+
+
+def test_five_seeds_and_four_rates_are_one_compilation(tmp_path):
+    """Counted by JAX itself: twenty members are one group, and its program one compilation."""
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: counts.append(event) if event.endswith("backend_compile_duration") else None
+    )
+
+    some = members(tmp_path, {"server_lr": [1e-4, 1e-3, 0.01, 0.1]}, range(5))
+    assert [len(group) for group in runner.together(some)] == [20]
+    try:
+        training.compile_round(build.make_group([*some.values()][:3]))  # whatever JAX compiles once for a process
+        counts.clear()
+        group = build.make_group([*some.values()])
+        training.compile_round(group)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(counts) == 1
+
+
+def test_integers_and_names_are_programs_of_their_own(tmp_path):
+    groups = runner.together(
+        members(tmp_path, {"order": ["first", "second"], "inner_lr": [0.1, 0.2], "episodes": [2, 3]})
+    )
+    assert [len(group) for group in groups] == [4, 4, 4, 4]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "whole"
+    some = members(out, {"server_lr": [0.01, 0.1]})
+    runner.run_members(some, QUIET)
+    return some
+
+
+def test_every_member_is_a_run_of_its_own(whole):
+    assert len(set(hashes(whole).values())) == 4
+    for path, c in whole.items():
+        assert rundir.read_config(path) == c
+        assert [r["round"] for r in rundir.read_lines(path / "metrics.jsonl")] == [1, 2, 3, 4]
+        assert [r["final"] for r in rundir.read_lines(path / "eval.jsonl")] == [True]
+
+
+def test_finished_members_are_left_alone(whole):
+    before = {p: p.stat().st_mtime_ns for path in whole for p in path.rglob("*")}
+    runner.run_members(whole, QUIET)
+    assert {p: p.stat().st_mtime_ns for path in whole for p in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("crash", [signal.SIGINT, MemoryError])
+def test_an_interrupted_sweep_resumes_to_the_same_bits(crash, whole, tmp_path, monkeypatch):
+    """A signal saves all; a crash in the midst of saving leaves some members a checkpoint ahead."""
+    some = members(tmp_path, {"server_lr": [0.01, 0.1]})
+    save, calls = checkpoint.save, []
+
+    def interrupting(*args):
+        calls.append(args)
+        if crash is MemoryError and len(calls) == 7:
+            raise crash
+        save(*args)
+        if len(calls) == 2:
+            if crash is not MemoryError:
+                os.kill(os.getpid(), crash)
+
+    monkeypatch.setattr(checkpoint, "save", interrupting)
+    with pytest.raises(MemoryError if crash is MemoryError else training.Interrupted):
+        runner.run_members(some, QUIET)
+    monkeypatch.undo()
+    steps = [checkpoint.steps(path / "ckpt")[0] for path in some]
+    assert steps == ([4, 4, 2, 2] if crash is MemoryError else [2, 2, 2, 2])
+    runner.run_members(some, QUIET)
+    assert hashes(some) == hashes(whole)
+    for one, two in zip(some, whole, strict=True):
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            assert untimed(one / name) == untimed(two / name)
+
+
+def test_members_that_do_not_fit_are_split(whole, tmp_path, monkeypatch, capsys):
+    """Memory for three of four members: two programs of two, and the numbers of the whole."""
+    needs = {
+        n: runner.memory_needed(training.compile_round(build.make_group([*whole.values()][:n])).step) for n in (2, 4)
+    }
+    assert needs[2] < needs[4]
+    monkeypatch.setattr(runner, "memory_available", lambda: (needs[2] + needs[4]) / 2 / runner.MEMORY_SHARE)
+    some = members(tmp_path, {"server_lr": [0.01, 0.1]})
+    runner.run_members(some, Reporter(quiet=False))
+    assert "4 members need" in (err := capsys.readouterr().err) and "split in two" in err
+    for one, two in zip(some, whole, strict=True):
+        a, b = (rundir.read_lines(path / "metrics.jsonl")[-1]["train/return/adapt_1"] for path in (one, two))
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_diverged_member_is_masked_and_the_others_go_on(whole, tmp_path, monkeypatch, capsys):
+    make_run = build.make_run
+
+    def breaking(c, values=None, env=None):
+        run = make_run(c, values, env)
+
+        def round(state):
+            new, metrics = run.simulation.round(state)
+            bad = (state.round == 2) & (run_rate(values) > 0.05)
+            spoilt = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x).astype(x.dtype), new.server)
+            return new._replace(server=spoilt), metrics
+
+        return run._replace(simulation=simulate.Simulation(run.simulation.init, round))
+
+    def run_rate(values):
+        return (values or {}).get("server_lr", 0.0)
+
+    monkeypatch.setattr(build, "make_run", breaking)
+    some = members(tmp_path, {"server_lr": [0.01, 0.1]})
+    runner.run_members(some, QUIET)
+    err = capsys.readouterr().err
+    assert err.count("diverged in round 3") == 2 and "the other members go on" in err
+    good, bad = [*some][:2], [*some][2:]
+    assert [len(rundir.read_lines(p / "metrics.jsonl")) for p in some] == [4, 4, 3, 3]
+    assert [json.loads((p / "diverged.json").read_text()) for p in bad] == [{"round": 3}] * 2
+    assert [len(rundir.read_lines(p / "eval.jsonl")) for p in some] == [1, 1, 0, 0]
+    assert [checkpoint.steps(p / "ckpt") for p in bad] == [[2], [2]]
+    wholes = [*whole]
+    for one, two in zip(good, wholes, strict=False):
+        assert untimed(one / "metrics.jsonl") == untimed(two / "metrics.jsonl")
+    assert all(runner.is_settled(p, c) for p, c in some.items())
+
+
+def test_halving_keeps_the_better_half_of_the_points(tmp_path):
+    """Scores are 10 rate + seed: of five points three, then two go on; rounds 2, 5, 10 of 10."""
+    base = replace(SMALL, rounds=10, new_clients=3)
+    some = members(tmp_path, {"server_lr": [0.1, 0.5, 0.2, 0.4, 0.3]}, (0, 1), base)
+    ran = []
+
+    def run(left):
+        ran.append({(c.server_lr, c.seed, c.rounds, c.new_clients) for c in left.values()})
+
+    left = sweep.halve(some, 2, run, lambda path, number: 10 * some[path].server_lr + some[path].seed)
+    rates = [sorted({rate for rate, *_ in rung}) for rung in ran]
+    assert rates == [[0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.4, 0.5], [0.4, 0.5]]
+    assert [{(rounds, new) for *_, rounds, new in rung} for rung in ran] == [{(2, 0)}, {(5, 0)}, {(10, 3)}]
+    assert sorted({c.server_lr for c in left.values()}) == [0.4, 0.5]
+    assert sweep.halve(some, 0, run, None) == some
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--grid server_lr=", "give each key once, with one or more different values"),
+        ("--grid server_lr", "give each key once"),
+        ("--grid sever_lr=1", "unknown key 'sever_lr' (did you mean server_lr?)"),
+        ("--grid seed=1,2", "seeds are given by --seeds"),
+        ("--grid server_lr=a,b", "each value must be float"),
+        ("--grid server_lr=0.1,0.1", "different values"),
+        ("--grid server_lr=0.1,-1", "server_lr = -1.0: must be a number, more than 0 and at most 1000"),
+        ("--grid order=third", "order = 'third'"),
+        ("--seeds 3:3", "--seeds '3:3': must be a range like 0:5"),
+        ("--seeds a", "--seeds 'a'"),
+        ("--seeds 1,1", "--seeds '1,1'"),
+        ("--halvings -1", "--halvings -1: must be an integer, 0 to 20"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", *line.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_sweeps_reports_and_resumes(capsys, tmp_path):
+    small = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()
+    argv = ["sweep", "fedavg", *small, "--grid", "server_lr=0.01,0.1", "--seeds", "0:2", "--halvings", "1"]
+    assert cli.main([*argv, "--out", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("| fedavg")]
+    assert len(rows) == 2 and sum("rounds=2" in row for row in rows) == 1
+    assert cli.main(["resume", str(tmp_path / "s"), "--quiet"]) == 0
+    assert capsys.readouterr().out == out
+    assert cli.main(["resume", str(tmp_path / "s"), "--rounds", "9"]) == 2
+    assert "is a sweep" in capsys.readouterr().err
+    assert cli.main([*argv, "--out", str(tmp_path / "s")]) == 2
+    assert f"fedjax-rl resume {tmp_path / 's'}" in capsys.readouterr().err
