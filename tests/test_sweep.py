@@ -74,22 +74,19 @@ def test_members_draw_what_solo_runs_draw_and_take_the_same_round(algorithm, tmp
 
 
 def test_five_seeds_and_four_rates_are_one_compilation(tmp_path):
-    """Counted by JAX itself: twenty members are one group, and its program one compilation."""
-    counts = []
+    """Counted by JAX itself: a sweep of twenty members compiles one round, once."""
+    compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: counts.append(event) if event.endswith("backend_compile_duration") else None
+        lambda event, _, fun_name="", **rest: compiled.append(fun_name) if "backend_compile" in event else None
     )
-
-    some = members(tmp_path, {"server_lr": [1e-4, 1e-3, 0.01, 0.1]}, range(5))
-    assert [len(group) for group in runner.together(some)] == [20]
+    some = members(tmp_path, {"server_lr": [1e-4, 1e-3, 0.01, 0.1]}, range(5), replace(SMALL, rounds=2))
     try:
-        training.compile_round(build.make_group([*some.values()][:3]))  # whatever JAX compiles once for a process
-        counts.clear()
-        group = build.make_group([*some.values()])
-        training.compile_round(group)
+        runner.run_members(some, QUIET)
     finally:
         jax.monitoring.clear_event_listeners()
-    assert len(counts) == 1
+    assert len(some) == 20 and all(runner.is_settled(*item) for item in some.items())
+    assert compiled.count("jit(round_of_members)") == 1
+    assert compiled.count("jit(column)") == 1
 
 
 def test_integers_and_names_are_programs_of_their_own(tmp_path):

@@ -110,8 +110,11 @@ def compile_round(group: Group) -> Program:
     began = time.perf_counter()
     states = jax.eval_shape(lambda: initial_states(group))
     alive = jax.ShapeDtypeStruct((len(group.configs),), bool)
-    program = jax.jit(lambda *args: round_of(group, *args), donate_argnums=0)
-    step = program.lower(states, alive, group.values).compile()
+
+    def round_of_members(*args):
+        return round_of(group, *args)
+
+    step = jax.jit(round_of_members, donate_argnums=0).lower(states, alive, group.values).compile()
     return Program(step, time.perf_counter() - began)
 
 
