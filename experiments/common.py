@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedjax_rl import config, metrics, presets, rundir
 
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
@@ -42,7 +44,7 @@ SCALES = {
         "laptop",
         "laptop",
         (0, 1, 2),
-        {"half_cheetah": 100, "ant": 60},
+        {"half_cheetah": 80, "ant": 50},
         True,
         {"new_clients": 0, "eval_every": 20, "eval_clients": 20, "save_every": 20},
     ),
@@ -94,10 +96,80 @@ def finals(out: Path, members: Members) -> dict[str, dict[str, Any]]:
     return found
 
 
-def curve(out: Path, name: str, key: str) -> tuple[list[int], list[float]]:
-    """(rounds, values) of a member's metric."""
-    rows = [r for r in rundir.read_lines(out / name / rundir.METRICS) if r.get(key) is not None]
-    return [r["round"] for r in rows], [r[key] for r in rows]
+def curve(out: Path, name: str, key: str) -> dict[int, float]:
+    """A member's metric by round: of training (train/...) or of its evaluations (eval/...)."""
+    file = rundir.METRICS if key.startswith("train/") else rundir.EVAL
+    rows = [r for r in rundir.read_lines(out / name / file) if r.get(key) is not None]
+    return {r["round"]: r[key]["mean"] if isinstance(r[key], dict) else r[key] for r in rows}
+
+
+def curves(
+    scale: Scale,
+    out: Path,
+    envs: tuple[str, ...],
+    lines: Callable[[str], dict[str, Members]],
+    panels: tuple[tuple[str, str], ...],
+    name: str,
+) -> None:
+    """Run what is missing and draw OUT/NAME.png: a column for each environment, a row for each (metric, title).
+
+    lines: environment -> the members of each line (its seeds) by label.
+    """
+    cells = {env: lines(env) for env in envs}
+    everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
+    run(everyone, out)
+    plt = pyplot()
+    size = (4.2 * len(envs), 3.1 * len(panels) + 0.6)
+    figure, axes = plt.subplots(len(panels), len(envs), figsize=size, squeeze=False, sharex="col")
+    for j, env in enumerate(envs):
+        for i, (key, title) in enumerate(panels):
+            draw(axes[i][j], out, cells[env], key)
+            axes[i][j].set_title(f"{env}\n{title}", fontsize=9)
+        axes[-1][j].set_xlabel("round")
+    axes[0][0].set_ylabel("return of an episode")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    finish(figure, out / f"{name}.png", footer(scale, everyone, out))
+
+
+def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str) -> None:
+    """Mean over seeds with its 95 % band, where all seeds have a value; training curves are smoothed over 10 rounds."""
+    for label, some in lines.items():
+        seeds = [curve(out, name, key) for name in some]
+        rounds = sorted(set.intersection(*map(set, seeds)))
+        values = np.array([[seed[r] for r in rounds] for seed in seeds], float)
+        width = min(10, len(rounds)) if key.startswith("train/") else 1
+        if not rounds:
+            continue
+        smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="valid") for row in values])
+        stats = np.array([metrics.mean_ci95(column) for column in smooth.T])
+        x = rounds[width - 1 :]
+        [line] = axes.plot(x, stats[:, 0], label=label, lw=1.5, marker="o" if len(x) < 12 else None, ms=3)
+        axes.fill_between(x, stats[:, 0] - stats[:, 1], stats[:, 0] + stats[:, 1], color=line.get_color(), alpha=0.15)
+    axes.axhline(0, color="black", lw=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def pyplot() -> Any:
+    """Matplotlib without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def finish(figure: Any, path: Path, note: str) -> None:
+    """Write the figure with the line that says what it is worth."""
+    figure.text(0.01, 0.005, f"{note}; bands: 95 % over seeds", fontsize=6, color="#555555")
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    figure.savefig(path, dpi=130)
+    print(path)
+
+
+def over(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: Any) -> Members:
+    """A line's members, one for each seed, in ENV/LABEL/seedS."""
+    return {f"{env}/{label}/seed{s}": configure(scale, algorithm, env, seed=s, **values) for s in scale.seeds}
 
 
 def over_seeds(values: list[float]) -> str:
@@ -118,13 +190,16 @@ def footer(scale: Scale, members: Members, out: Path) -> str:
     return f"scale {scale.name}: seeds {', '.join(map(str, seeds))}; {text} environment steps a run; {versions}"
 
 
-def main(doc: str, name: str, experiment: Callable[[Scale, Path, tuple[str, ...]], None]) -> None:
-    """The command line of an experiment."""
+def main(doc: str, name: str, experiment: Callable[..., None], *, by_method: bool = False) -> None:
+    """The command line of an experiment: (scale, out, environments), and the methods where it compares them."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="laptop")
     parser.add_argument(
         "--out", type=Path, help=f"directory of the runs and the result (default: results/{name}-SCALE)"
     )
     parser.add_argument("--envs", nargs="+", choices=ENVS, default=ENVS, help="only these environments")
+    if by_method:
+        parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
     args = parser.parse_args()
-    experiment(SCALES[args.scale], args.out or Path("results") / f"{name}-{args.scale}", tuple(args.envs))
+    out = args.out or Path("results") / f"{name}-{args.scale}"
+    experiment(SCALES[args.scale], out, tuple(args.envs), *([tuple(args.methods)] if by_method else []))

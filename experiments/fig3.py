@@ -1,0 +1,28 @@
+"""Fig. 3: the local rate beta (the server rate stays at the scale's; at the paper's, at the best of its Fig. 2).
+
+python -m experiments.fig3 --scale laptop [--out DIR] [--envs ENV ...]
+"""
+
+from pathlib import Path
+
+from experiments.common import Scale, curves, main, over
+
+RATES = (0.0005, 0.001, 0.005, 0.01)
+
+
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
+    """A line for each rate; seeds and rates are members of one program."""
+
+    def lines(env: str):
+        best = 0.0003 if env == "half_cheetah/direction" else 0.001
+        server = {"server_lr": best} if scale.name == "paper" else {}
+        return {
+            f"beta {rate:g}": over(scale, env, f"local_lr={rate:g}", local_lr=rate, adapt_steps=1, **server)
+            for rate in RATES
+        }
+
+    curves(scale, out, envs, lines, (("train/return/adapt_1", "after one step"),), "fig3")
+
+
+if __name__ == "__main__":
+    main(__doc__, "fig3", experiment)

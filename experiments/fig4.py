@@ -1,0 +1,33 @@
+"""Fig. 4: participation, half, once and one and a half times the scale's cohort (at the paper's: 0.1, 0.2, 0.3).
+
+python -m experiments.fig4 --scale laptop [--out DIR] [--envs ENV ...]
+
+Above: each round's own clients. Below: evaluations between rounds (at the paper's scale of all clients).
+"""
+
+from pathlib import Path
+
+from experiments.common import Scale, configure, curves, main, over
+
+PANELS = (
+    ("train/return/adapt_1", "each round's own clients, after one step"),
+    ("eval/return/adapt_1", "evaluated clients, after one step"),
+)
+
+
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
+    """A line for each cohort; a cohort's size is a program of its own."""
+
+    def lines(env: str):
+        middle = configure(scale, "fmrl", env)
+        sizes = [middle.clients_per_round * k // 2 for k in (1, 2, 3)]
+        shares = {size: f"participation {size / middle.num_clients:g}" for size in sizes}
+        return {
+            shares[m]: over(scale, env, f"clients_per_round={m}", clients_per_round=m, adapt_steps=1) for m in sizes
+        }
+
+    curves(scale, out, envs, lines, PANELS, "fig4")
+
+
+if __name__ == "__main__":
+    main(__doc__, "fig4", experiment)

@@ -1,0 +1,70 @@
+"""The table and the figures at the tiny scale, on real physics: they run, reuse what is there, and say what it is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import common, fig1, fig2, fig3, fig4, fig5, fig6, table1
+from fedjax_rl.config import CONFIGS
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+ENV = "half_cheetah/direction"
+TINY = common.SCALES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    out = tmp_path_factory.mktemp("table1")
+    table1.experiment(TINY, out, (ENV,))
+    return out
+
+
+def test_the_table_holds_five_methods_their_budget_and_the_published_values(table):
+    text = (table / "table1.md").read_text()
+    scores = json.loads((table / "table1.json").read_text())
+    assert list(scores[ENV]) == list(common.METHODS)
+    assert np.shape(scores[ENV]["fmrl"]) == (2, 2)  # seeds, columns 0 and 1
+    assert "457.02 ± 30.82" in text and "scale tiny: seeds 0, 1; 6,400 environment steps a run" in text
+    assert text.count("FMRL above") == 4
+
+
+def test_a_second_run_and_the_figures_of_the_same_runs_train_nothing(table):
+    before = {p: p.stat().st_mtime_ns for p in table.rglob("metrics.jsonl")}
+    assert len(before) == 5 * (3 + 2)
+    table1.experiment(TINY, table, (ENV,))
+    fig1.experiment(TINY, table, (ENV,))
+    fig6.experiment(TINY, table, (ENV,))
+    assert {p: p.stat().st_mtime_ns for p in table.rglob("metrics.jsonl")} == before
+    assert np.shape(json.loads((table / "fig6.json").read_text())[ENV]["ditto"]) == (2, 6)
+    assert (table / "fig1.png").stat().st_size > 10_000 < (table / "fig6.png").stat().st_size
+
+
+@pytest.mark.parametrize("figure", [fig2, fig3, fig4, fig5], ids=lambda f: f.__name__)
+def test_the_figures_run(figure, tmp_path):
+    figure.experiment(TINY, tmp_path, (ENV,))
+    name = figure.__name__.rsplit(".", 1)[1]
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("scale", ["tiny", "laptop"])
+@pytest.mark.parametrize("method", CONFIGS)
+def test_matched_methods_take_the_samples_of_fmrl(scale, method):
+    """Per-FedAvg and Reptile take several batches a client: their cohorts are smaller, down to a client at least."""
+    ours, theirs = (common.env_steps(common.configure(common.SCALES[scale], m, ENV)) for m in ("fmrl", method))
+    assert theirs == pytest.approx(ours, rel=0.5 if method in ("per_fedavg", "reptile") else 0)
+
+
+def test_the_paper_scale_is_the_published_one():
+    scale = common.SCALES["paper"]
+    c = common.configure(scale, "fedavg", "ant/velocity")
+    assert (c.clients_per_round, c.rounds, c.server_lr, c.local_lr, scale.seeds) == (
+        40,
+        500,
+        0.001,
+        0.001,
+        (0, 1, 2, 3, 4),
+    )
+    assert common.configure(scale, "ditto", ENV, **table1.chosen(scale, ENV, "ditto", None)).local_lr == 0.01
+    assert common.configure(scale, "fmrl", ENV).server_lr == 0.0005
+    assert common.env_steps(common.configure(scale, "fmrl", ENV)) == 160_000_000
