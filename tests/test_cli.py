@@ -146,6 +146,27 @@ def test_eval_options(trained, capsys):
     assert found["num_clients"] == 3
 
 
+def test_eval_starts_from_the_personal_or_the_global_model(tmp_path, capsys):
+    """Independent learners: the global model is the start, which no training moves; the personal ones have moved."""
+    path = str(tmp_path / "run")
+    assert cli.main(["train", "independent", *SMALL, "--local-lr", "1", "--rounds", "4", "--out", path]) == 0
+    capsys.readouterr()
+    argv = ("eval", path, "--adapt-steps", "0", "--json", "--model")
+    models = {m: np.array(json.loads(call(capsys, *argv, m)[1])["returns"]) for m in ("personal", "global")}
+    assert (models["personal"] != models["global"]).any()
+    assert json.loads(call(capsys, *argv[:-1])[1])["returns"] == models["personal"].tolist()
+    code, _, err = call(capsys, *argv, "personel")
+    assert code == 2 and "must be one of personal, global" in err
+
+
+def test_eval_of_meta_sgd_has_no_rate_to_choose(tmp_path, capsys):
+    path = str(tmp_path / "run")
+    assert cli.main(["train", "meta_sgd", *SMALL, "--out", path]) == 0
+    capsys.readouterr()
+    code, out, err = call(capsys, "eval", path, "--adapt-lr", "0.2")
+    assert (code, out) == (2, "") and "rates that it learned" in err and err.count("\n") == 1
+
+
 def test_eval_of_a_missing_step_is_exit_4(trained, capsys):
     code, out, err = call(capsys, "eval", str(trained), "--step", "7")
     assert (code, out) == (4, "")

@@ -89,3 +89,11 @@ def test_bootstrap_draws_both_sides_of_a_comparison():
     want = exact_interval(difference, x, y)
     np.testing.assert_allclose(want, [-20, 1])  # x alone would give -10 and -9, one draw for both -19 and 0
     assert metrics.bootstrap_ci95(difference, x, y) == pytest.approx(tuple(want))
+
+
+def test_short_numbers_name_the_same_float32():
+    values = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32) * 1e3
+    values[0, 0], values[1, 1] = np.nan, 0.1
+    short = metrics.short(values)
+    np.testing.assert_array_equal(np.float32(short), values)
+    assert short[1][1] == 0.1 and max(len(repr(x)) for row in short for x in row) <= 12

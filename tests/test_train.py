@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_rl import build, checkpoint, cli, commands, rundir, scoring, simulate, train
 from fedjax_rl.arrays import state_hash
-from fedjax_rl.config import CONFIGS, Config, FmrlConfig
+from fedjax_rl.config import CONFIGS, Config, FmrlConfig, ScaffoldConfig
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = FmrlConfig(
@@ -70,6 +70,19 @@ def test_six_rounds_are_three_and_three_resumed(whole, tmp_path):
     assert final_hash(tmp_path / "run") == final_hash(whole)
     assert untimed(tmp_path / "run" / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
     assert rundir.read_config(tmp_path / "run") == SMALL
+
+
+def test_scaffolds_variates_survive_a_restore(tmp_path):
+    """Two rounds and two resumed are four; the variates that come back are those that were saved, and not zero."""
+    config = ScaffoldConfig(**{f.name: getattr(SMALL, f.name) for f in fields(Config)} | {"rounds": 4, "eval_every": 0})
+    assert go(config, tmp_path / "whole") == 0
+    assert go(replace(config, rounds=2), tmp_path / "run") == 0
+    like = build.abstract_state(build.make_run(config))
+    state = checkpoint.restore(tmp_path / "run/ckpt", like, print).state
+    for tree in (state.clients, state.server.shared["variate"]):
+        assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree)) > 0
+    assert resume(tmp_path / "run", rounds=4) == 0
+    assert final_hash(tmp_path / "run") == final_hash(tmp_path / "whole")
 
 
 def test_another_seed_is_another_run(whole, tmp_path):

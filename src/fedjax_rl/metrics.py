@@ -10,6 +10,12 @@ import numpy as np
 RESAMPLES = 2000
 
 
+def short(values: Any) -> Any:
+    """The numbers of a float32 array as nested lists, each with the fewest digits that still name it."""
+    array = np.asarray(values, np.float32)
+    return np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape).tolist()
+
+
 @functools.cache
 def t_quantile(p: float, dof: int) -> float:
     """The p-quantile of Student's t with `dof` degrees of freedom, by bisection on its distribution function."""

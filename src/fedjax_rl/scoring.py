@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rl import checkpoint, metrics, rundir, simulate
-from fedjax_rl.build import Group, Run
+from fedjax_rl.build import Group, Run, make_run
 from fedjax_rl.evaluate import make_evaluate
 from fedjax_rl.placement import map_clients
 from fedjax_rl.types import Array, Tree
@@ -62,10 +62,9 @@ def make_evaluations(
         columns = [group.values_of(i) | {"inner_lr": rate} for rate in each]
 
         def score(clients: Tree, tasks: Tree, state: simulate.State, key: Array) -> Returns:
-            return jax.device_get(program(columns, state.server.shared, clients, tasks, key)).tolist()
+            return metrics.short(program(columns, state.server.shared, clients, tasks, key))
 
-        run = Run(config, *group.run[1:])
-        return Evaluation(run, score, model or config.model)
+        return Evaluation(make_run(config, None, group.run.env), score, model or config.model)
 
     return [one(i) for i in range(len(group.configs))]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl import checkpoint, rundir, scoring, simulate
+from fedjax_rl import checkpoint, metrics, rundir, scoring, simulate
 from fedjax_rl.build import Group, initial_states, round_of
 from fedjax_rl.progress import Reporter
 
@@ -122,9 +122,9 @@ def _records(measured: dict, number: int, seconds: float, group: Group, compile_
     """A line of metrics for each member; the time is the whole group's."""
     speed = group.run.env_steps_per_round / seconds
     times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
-    columns = sorted(jax.device_get(measured).items())
+    columns = sorted((key, metrics.short(column)) for key, column in measured.items())
     rows = range(len(group.configs))
-    return [{"round": number, **{key: float(column[i]) for key, column in columns}, **times} for i in rows]
+    return [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in rows]
 
 
 def _report(records, before, after, directories, reporter) -> None:
