@@ -81,7 +81,9 @@ def _eval(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     options = known.parse_command(known.EvalOptions, argv, "eval")
-    rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
+    config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
+    if options.adapt_lr and config.algorithm == "meta_sgd":
+        raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
     if not rundir.has_checkpoint(options.run):
         return _no_checkpoint(options.run)
     from fedjax_rl.commands import evaluate

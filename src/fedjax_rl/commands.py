@@ -32,8 +32,6 @@ def resume(options: ResumeOptions) -> int:
 def evaluate(options: EvalOptions) -> int:
     """A table of returns at one checkpoint."""
     config = rundir.read_config(options.run)
-    if options.adapt_lr and isinstance(config, MetaSgdConfig):
-        raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
     config = replace(config, backend=options.backend or config.backend)
     run, directory = make_run(config), options.run / rundir.CHECKPOINTS
     try:
