@@ -202,6 +202,15 @@ def test_scaffolds_variate_is_option_two():
     np.testing.assert_allclose(upload.message["params"]["x"], y - START["x"], rtol=1e-12)
 
 
+def test_scaffolds_common_variate_is_the_mean_of_all_clients_own():
+    """c = (1/N) sum_i c_i after every round, selected or not."""
+    simulation = federation(make("scaffold"), n=6, m=2)
+    state, _ = simulate.run_rounds(simulation, simulation.init(jax.random.key(0)), 5)
+    own = np.asarray(state.clients["x"])
+    np.testing.assert_allclose(state.server.shared["variate"]["x"], own.mean(axis=0), rtol=1e-12)
+    assert np.abs(own).max() > 0.1
+
+
 def test_scaffold_finds_the_exact_optimum_where_fedavg_is_biased():
     ends = {}
     for name in ("scaffold", "fedavg"):
@@ -282,3 +291,35 @@ def test_meta_sgd_adapts_with_its_learned_rates():
     want = np.asarray(START["x"]) - rates * 1.3 * (np.asarray(START["x"]) - np.asarray(TASK["u"]))
     np.testing.assert_allclose(adapted["x"], want, rtol=1e-12)
     np.testing.assert_array_equal(first, INNER_LR)
+
+
+def test_the_second_batch_is_sampled_with_the_adapted_parameters():
+    """A problem whose batches show where they were sampled, u + 2 x: replayed by hand for the three that adapt."""
+    a, u, start, s = 1.3, np.asarray(TASK["u"]), np.asarray(START["x"]), INNER_LR
+
+    def sample(params, task, key):
+        return {**task, "u": task["u"] + 2 * params["x"]}, jnp.zeros(())
+
+    def adapted(x, inner):
+        return x - s * a * (x - inner)
+
+    def step(x, inner, outer):
+        return x - LOCAL_LR * (1 - s * a) * a * (adapted(x, inner) - outer)
+
+    inner = u + 2 * start
+    outer = u + 2 * adapted(start, inner)
+    x = y = z = start
+    r = np.full(3, s)
+    for _ in range(STEPS):
+        x = step(x, inner, outer)
+        fresh = u + 2 * y
+        y = step(y, fresh, u + 2 * adapted(y, fresh))
+        g0 = a * (z - inner)
+        g1 = a * (z - r * g0 - outer)
+        z, r = z - LOCAL_LR * (1 - r * a) * g1, r + LOCAL_LR * g0 * g1
+    problem = PROBLEM._replace(sample=sample)
+    for name, end in (("fmrl", x), ("per_fedavg", y)):
+        np.testing.assert_allclose(update(name, (), problem=problem)[0].message["x"], end - start, rtol=1e-10)
+    shared = {"params": START, "rates": {"x": np.full(3, s)}}
+    moved = update("meta_sgd", (), shared=shared, problem=problem)[0].message["params"]["x"]
+    np.testing.assert_allclose(moved, z - start, rtol=1e-10)
