@@ -212,6 +212,7 @@ def test_rates_are_taken_in_order(run):
     state = build.initial_state(run)
     score = lambda rates: np.array(scoring.old_clients(scoring.make_evaluation(run, rates, 3), state, 6))
     still, two_rates = score((0.0,)), score((0.0, 0.5))
+    assert np.all(still[:, 1:] != still[:, :-1])  # fresh episodes in every column
     np.testing.assert_array_equal(still[:, :2], two_rates[:, :2])  # rate 0 at the first step, columns 0 and 1
     assert np.all(still[:, 2:] != two_rates[:, 2:])
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, STEPS, federation, make
-from fedjax_rl import simulate, trees
+from fedjax_rl import clients, simulate, trees
 
 pytestmark = pytest.mark.usefixtures("x64")
 TASK = {"a": np.float64(1.3), "u": np.array([1.0, -2.0, 0.5])}
@@ -96,6 +96,23 @@ def test_uplink_is_applied_to_every_message_before_the_mean():
     np.testing.assert_allclose(
         after.server.shared["x"] - state.server.shared["x"], np.mean(changes, axis=0), rtol=1e-10
     )
+
+
+def test_an_uplinks_memory_is_each_clients_own_and_lasts():
+    """Momentum 0.9 on the way up, two of three clients a round: a client's second message holds its first."""
+    simulation = federation(make("fedavg", server_opt=optax.sgd(0.0)), n=3, m=2, uplink=optax.trace(0.9))
+    state = simulation.init(jax.random.key(2))
+    changes = [
+        make("fedavg").client_update(state.server.shared, (), trees.take(state.tasks, i), state.key)[0].message["x"]
+        for i in range(3)
+    ]
+    memory = np.zeros((3, 3))
+    for _ in range(4):
+        key = simulate.stream(state.key, simulate.SELECT, state.round)
+        for i in np.asarray(clients.uniform(key, 3, 2)):
+            memory[i] = 0.9 * memory[i] + np.asarray(changes[i])
+        state, _ = simulation.round(state)
+        np.testing.assert_allclose(jax.tree.leaves(state.uplink)[0], memory, rtol=1e-12)
 
 
 def update(name, client, *, shared=START, key=0, **settings):
