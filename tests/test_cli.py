@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 
 import jax
 import numpy as np
 import pytest
 
 from fedjax_rl import cli
+from fedjax_rl.config import FmrlConfig
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()
@@ -89,6 +91,10 @@ def test_help_names_every_option_and_default(capsys):
     assert code == 0
     assert "--server-lr" in out and "--order" in out and "second" in out
     assert "--mu" not in out
+    words = " ".join(out.replace("│", "").split())
+    for item in fields(FmrlConfig):  # each has a line of its own that says more than its default
+        option = f"--{item.name.replace('_', '-')} "
+        assert not words.split(option, 1)[1].split(" ", 1)[1].startswith("(default"), option
 
 
 def test_list_as_json(capsys):

@@ -224,6 +224,7 @@ def test_halving_keeps_the_better_half_of_the_points(tmp_path):
         ("--grid order=third", "order = 'third'"),
         ("--seeds 3:3", "--seeds '3:3': must be a range like 0:5"),
         ("--seeds a", "--seeds 'a'"),
+        ("--seed 3", "a sweep takes --seeds"),
         ("--seeds 1,1", "--seeds '1,1'"),
         ("--halvings -1", "--halvings -1: must be an integer, 0 to 20"),
     ],

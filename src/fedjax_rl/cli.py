@@ -45,6 +45,8 @@ def _sweep(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir, sweep
     from fedjax_rl.arguments import SweepOptions, parse_train
 
+    if any(argument.split("=")[0] == "--seed" for argument in argv):
+        raise ConfigError("--seed: a sweep takes --seeds, a range like 0:5 or a list like 0,3,7")
     config, options = parse_train(argv, "sweep", SweepOptions)
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)

@@ -74,23 +74,20 @@ class Config:
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
-    selection: str = name(
-        "uniform", "uniform", "stratified"
-    )  # stratified: one client of each id modulo clients_per_round
+    # how clients are selected; stratified: one client of each id modulo clients_per_round
+    selection: str = name("uniform", "uniform", "stratified")
     rounds: int = number(500, 1, BIG)  # communication rounds in all
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
     local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (plain SGD)
-    inner_lr: float = number(
-        0.1, 0, 100
-    )  # alpha, rate of the adaptation step (of its first value, where it is learned)
+    # alpha, rate of the adaptation step (where it is learned: its first value)
+    inner_lr: float = number(0.1, 0, 100)
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the clipped surrogate
     surrogate: str = name("ratio", "ratio", "log", "dice")  # surrogate differentiated by the adaptation step
-    critic: str = name(
-        "linear", "linear", "federated", "local"
-    )  # linear: fitted to each batch; a neural value function, averaged with the policy or kept on each client
+    # linear: fitted to each batch; or a neural value function, federated with the policy or local to each client
+    critic: str = name("linear", "linear", "federated", "local")
     value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss
     entropy_coef: float = number(0.0, 0, 100)  # weight of the policy's entropy in the objective
     client_batch: int = number(0, 0, BIG)  # clients computed at a time (0: 1 on CPU, all on GPU and TPU)
