@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, config, rundir, runner, simulate, sweep
+from fedjax_rl import build, checkpoint, cli, commands, config, rundir, runner, simulate, sweep
 from fedjax_rl import train as training
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.config import FmrlConfig
@@ -161,24 +161,29 @@ def test_members_that_do_not_fit_are_split(whole, tmp_path, monkeypatch, capsys)
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_a_diverged_member_is_masked_and_the_others_go_on(whole, tmp_path, monkeypatch, capsys):
-    make_run = build.make_run
+@pytest.fixture
+def breaking(monkeypatch):
+    """From round 3 on, the server of a member with server_lr above a limit is not finite; returns the setter."""
+    make_run, limit = build.make_run, [0.0]
 
-    def breaking(c, values=None, env=None):
+    def broken(c, values=None, env=None):
         run = make_run(c, values, env)
+        rate = (values or {}).get("server_lr", c.server_lr)
 
         def round(state):
             new, metrics = run.simulation.round(state)
-            bad = (state.round == 2) & (run_rate(values) > 0.05)
+            bad = (state.round == 2) & (rate > limit[0])
             spoilt = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x).astype(x.dtype), new.server)
             return new._replace(server=spoilt), metrics
 
         return run._replace(simulation=simulate.Simulation(run.simulation.init, round))
 
-    def run_rate(values):
-        return (values or {}).get("server_lr", 0.0)
+    monkeypatch.setattr(build, "make_run", broken)
+    return lambda value: limit.__setitem__(0, value)
 
-    monkeypatch.setattr(build, "make_run", breaking)
+
+def test_a_diverged_member_is_masked_and_the_others_go_on(whole, tmp_path, breaking, capsys):
+    breaking(0.05)
     some = members(tmp_path, {"server_lr": [0.01, 0.1]})
     runner.run_members(some, QUIET)
     err = capsys.readouterr().err
@@ -188,10 +193,15 @@ def test_a_diverged_member_is_masked_and_the_others_go_on(whole, tmp_path, monke
     assert [json.loads((p / "diverged.json").read_text()) for p in bad] == [{"round": 3}] * 2
     assert [len(rundir.read_lines(p / "eval.jsonl")) for p in some] == [1, 1, 0, 0]
     assert [checkpoint.steps(p / "ckpt") for p in bad] == [[2], [2]]
-    wholes = [*whole]
-    for one, two in zip(good, wholes, strict=False):
+    for one, two in zip(good, whole, strict=False):
         assert untimed(one / "metrics.jsonl") == untimed(two / "metrics.jsonl")
     assert all(runner.is_settled(p, c) for p, c in some.items())
+
+
+def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
+    some = members(tmp_path, {"server_lr": [0.01, 0.1]}, (0,))
+    assert commands.sweep(some, tmp_path, 0, as_json=False, quiet=True) == 3
+    assert "all 2 runs" in capsys.readouterr().err
 
 
 def test_halving_keeps_the_better_half_of_the_points(tmp_path):

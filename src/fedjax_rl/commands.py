@@ -70,6 +70,9 @@ def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: boo
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return 4
+    if all((path / rundir.DIVERGED).exists() for path in members):
+        _warn(f"fedjax-rl: all {len(members)} runs of {out} diverged, so there is nothing to report")
+        return 3
     return report(ReportOptions((out,), json=as_json))
 
 

@@ -139,7 +139,7 @@ def describe(seed: int) -> dict[str, Any]:
         "device_count": jax.device_count(),
         "cores": os.cpu_count(),
         "git": _git_revision(),
-        "argv": ["fedjax-rl", *sys.argv[1:]],
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
     }
 
