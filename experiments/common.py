@@ -172,6 +172,13 @@ def over(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: 
     return {f"{env}/{label}/seed{s}": configure(scale, algorithm, env, seed=s, **values) for s in scale.seeds}
 
 
+def best_server_rate(scale: Scale, env: str) -> dict[str, float]:
+    """At the paper's scale the rate that did best in its Fig. 2, for its Figs. 3 and 4; below it the scale's own."""
+    if scale.name != "paper":
+        return {}
+    return {"server_lr": 0.0003 if env == "half_cheetah/direction" else 0.001}
+
+
 def over_seeds(values: list[float]) -> str:
     """'mean ± t-interval over seeds', or the mean alone of a single one."""
     mean, half = metrics.mean_ci95(values)

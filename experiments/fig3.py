@@ -5,7 +5,7 @@ python -m experiments.fig3 --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Scale, curves, main, over
+from experiments.common import Scale, best_server_rate, curves, main, over
 
 RATES = (0.0005, 0.001, 0.005, 0.01)
 
@@ -14,8 +14,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     """A line for each rate; seeds and rates are members of one program."""
 
     def lines(env: str):
-        best = 0.0003 if env == "half_cheetah/direction" else 0.001
-        server = {"server_lr": best} if scale.name == "paper" else {}
+        server = best_server_rate(scale, env)
         return {
             f"beta {rate:g}": over(scale, env, f"local_lr={rate:g}", local_lr=rate, adapt_steps=1, **server)
             for rate in RATES

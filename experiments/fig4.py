@@ -7,7 +7,7 @@ Above: each round's own clients. Below: evaluations between rounds (at the paper
 
 from pathlib import Path
 
-from experiments.common import Scale, configure, curves, main, over
+from experiments.common import Scale, best_server_rate, configure, curves, main, over
 
 PANELS = (
     ("train/return/adapt_1", "each round's own clients, after one step"),
