@@ -22,9 +22,8 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
         middle = configure(scale, "fmrl", env)
         sizes = [middle.clients_per_round * k // 2 for k in (1, 2, 3)]
         shares = {size: f"participation {size / middle.num_clients:g}" for size in sizes}
-        return {
-            shares[m]: over(scale, env, f"clients_per_round={m}", clients_per_round=m, adapt_steps=1) for m in sizes
-        }
+        values = best_server_rate(scale, env) | {"adapt_steps": 1}
+        return {shares[m]: over(scale, env, f"clients_per_round={m}", clients_per_round=m, **values) for m in sizes}
 
     curves(scale, out, envs, lines, PANELS, "fig4")
 
