@@ -22,9 +22,9 @@ ALLOWED = {
     "envs": {"types", "envs"},
     "rl": {"types", "trees", "envs", "rl"},
     "simulate": BASE | {"clients", "placement"},
-    "evaluate": BASE | {"meta"},
+    "evaluate": BASE | {"meta", "placement"},
     "arrays": BASE,
-    "checkpoint": BASE | {"arrays"},
+    "checkpoint": BASE | {"arrays", "placement"},
     "metrics": BASE,
     "config": set(),
     "layers": {"config"},
@@ -35,9 +35,9 @@ ALLOWED = {
     "report": {"command_options", "groups", "metrics", "plot"},
 }
 ONLY_IN = {
-    "mujoco": ("envs/physics/",),
+    "mujoco": ("envs/physics/", "bench/"),
     "orbax": ("checkpoint.py",),
-    "brax": ("envs/brax.py",),
+    "brax": ("envs/brax.py", "bench/peers.py"),
     "flax": ("rl/",),
     "tyro": ("arguments.py", "command_options.py"),
     "rich": ("progress.py",),

@@ -17,7 +17,31 @@ from fedjax_rl.layers import environment_layer, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class MachineOptions:
+    """Where the work is done."""
+
+    no_cache: bool = False  # keep no compiled programs between runs
+    coordinator: str | None = None  # several processes: HOST:PORT of the first, or auto (Slurm, TPU pods, GKE)
+    num_processes: int | None = None  # how many there are (auto: the cluster tells)
+    process_id: int | None = None  # which one this is, from 0 (auto: the cluster tells)
+
+    def __post_init__(self) -> None:
+        given = (self.num_processes, self.process_id)
+        if self.coordinator in (None, "auto"):
+            if given != (None, None):
+                raise ConfigError("--num-processes and --process-id: need --coordinator HOST:PORT")
+            return
+        if not re.fullmatch(r".+:\d+", self.coordinator):
+            raise ConfigError(f"--coordinator {self.coordinator}: must be HOST:PORT of the first process, or auto")
+        if None in given or not 0 <= self.process_id < self.num_processes:
+            raise ConfigError(
+                f"--num-processes {self.num_processes} --process-id {self.process_id}: "
+                "both are needed with --coordinator HOST:PORT, the second from 0 to the first less 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(MachineOptions):
     """What to do with the configuration."""
 
     preset: str = presets.DEFAULT  # lowest layer of values: laptop, paper or tiny
@@ -29,7 +53,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
+class SweepOptions(MachineOptions):
     """Seeds and a grid of values; what differs in seeds and floats alone runs side by side in one program."""
 
     seeds: str = "0:3"  # a range like 0:5 or a list like 0,3,7
@@ -42,6 +66,7 @@ class SweepOptions:
     quiet: bool = False  # no progress
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.halvings <= 20:
             raise ConfigError(f"--halvings {self.halvings}: must be an integer, 0 to 20")
 

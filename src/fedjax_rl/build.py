@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from fedjax_rl import placement
 from fedjax_rl.aggregators import mean
 from fedjax_rl.algorithms import ALGORITHMS, keep_on_client
 from fedjax_rl.clients import SELECTIONS
@@ -105,18 +108,20 @@ def _make_uplink(max_change_norm: Array | float) -> optax.GradientTransformation
 class Group(NamedTuple):
     """G runs that differ only in seed and floats: the members of one program, stacked on a leading axis [G].
 
-    configs: of the members. values: the floats that differ, [G] each. run: the first member, for what all share.
+    configs: of the members. values: the floats that differ, [G] each. run: the first member, for what all share. mesh:
+    the devices, None for one.
     """
 
     configs: tuple[Config, ...]
-    values: dict[str, Array]
+    values: dict[str, np.ndarray]
     run: Run
+    mesh: Mesh | None
 
     def member(self, values: Mapping[str, Array | float]) -> Run:
         """One member's objects, from its values."""
         return make_run(self.run.config, values, self.run.env)
 
-    def values_of(self, i: int) -> dict[str, Array]:
+    def values_of(self, i: int) -> dict[str, np.ndarray]:
         """Member i's values."""
         return {key: value[i] for key, value in self.values.items()}
 
@@ -132,8 +137,8 @@ def make_group(configs: Sequence[Config]) -> Group:
     first = make_run(configs[0])
     floats = [item.name for item in fields(configs[0]) if isinstance(getattr(configs[0], item.name), float)]
     columns = {name: [getattr(c, name) for c in configs] for name in floats}
-    values = {name: jnp.array(column, jnp.float32) for name, column in columns.items() if len(set(column)) > 1}
-    return Group(tuple(configs), values, first)
+    values = {name: np.array(column, np.float32) for name, column in columns.items() if len(set(column)) > 1}
+    return Group(tuple(configs), values, first, placement.make_mesh(len(configs)))
 
 
 def initial_state(run: Run) -> State:
@@ -143,8 +148,12 @@ def initial_state(run: Run) -> State:
 
 def initial_states(group: Group) -> State:
     """Every member's state [G] before the first round."""
-    keys = jnp.stack([jax.random.key(c.seed) for c in group.configs])
-    return jax.jit(jax.vmap(lambda key, values: group.member(values).simulation.init(key)))(keys, group.values)
+
+    def init(seed, values):
+        return group.member(values).simulation.init(jax.random.key(seed))
+
+    seeds = np.array([c.seed for c in group.configs], np.uint32)
+    return placement.jit(jax.vmap(init), group.mesh, by_member=True)(seeds, group.values)
 
 
 def abstract_state(run: Run) -> State:

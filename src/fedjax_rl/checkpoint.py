@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_rl.arrays import flatten, flatten_shapes, unflatten
+from fedjax_rl.placement import is_first
 
 SCHEMA = 1
 KEEP = 3  # newest steps kept, beside the best one
@@ -35,7 +37,10 @@ class Restored(NamedTuple):
 
 def save(directory: Path, step: int, state: Any, score: float | None = None) -> None:
     """Write one step, then its digest, then drop the steps no longer kept. `score` decides which step is the best."""
+    if not is_first():
+        return
     path = directory / str(step)
+    directory.mkdir(parents=True, exist_ok=True)
     _set_aside(directory, step)
     arrays = {key: value for key, value in flatten(state).items() if value.size}
     with _manager(directory, cleanup=True) as manager:
@@ -86,6 +91,8 @@ def best_step(directory: Path) -> int | None:
 
 def set_aside_after(directory: Path, step: int) -> None:
     """Move the finished steps past `step` out of the way: they were rejected, and will be written again."""
+    if not is_first():
+        return
     for newer in steps(directory):
         if newer > step:
             _set_aside(directory, newer)
@@ -93,6 +100,8 @@ def set_aside_after(directory: Path, step: int) -> None:
 
 def set_score(directory: Path, step: int, score: float) -> None:
     """Record the score of a step that was saved before it was evaluated."""
+    if not is_first():
+        return
     path = _digest_path(directory, step)
     if path.exists():
         _write_atomically(path, json.dumps({**json.loads(path.read_text()), "score": score}, indent=1))
@@ -187,8 +196,16 @@ def _orbax() -> Any:
 def _manager(directory: Path, *, cleanup: bool = False) -> Any:
     """Orbax's manager; only a writer may clean up, lest a reader removes what is being written."""
     ocp = _orbax()
+    me = jax.process_index()  # every process reads by itself, the first one writes: nobody waits for anybody
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
     policy = ocp.checkpoint_managers.preservation_policy.PreserveAll()
     options = ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=False, cleanup_tmp_directories=cleanup, preservation_policy=policy
+        create=False,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=cleanup,
+        preservation_policy=policy,
+        multiprocessing_options=alone,
     )
     return ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler())

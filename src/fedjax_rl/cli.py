@@ -1,7 +1,10 @@
 """The command `fedjax-rl`. Imports no jax until a command needs it, so that help and mistakes are answered at once."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from fedjax_rl.config import ConfigError, nearest
 
@@ -15,6 +18,7 @@ commands:
   resume RUN          continue an interrupted run or sweep, or prolong a run with --rounds K
   eval RUN            returns before adaptation and after each step, all clients or new ones
   report RUN...       tables and a figure of finished runs, seeds taken together
+  bench WHAT          speed and memory of this machine, beside its limits and other tools
   doctor              versions, devices and a check of the physics
   list                algorithms, environments, presets and server optimizers
 
@@ -34,6 +38,7 @@ def _train(argv: Sequence[str]) -> int:
         return 0
     from fedjax_rl import rundir
 
+    _start(options, config.backend, options.out)
     directory = options.out or rundir.default_path(config)
     rundir.refuse_existing(directory)
     from fedjax_rl.commands import train
@@ -48,6 +53,7 @@ def _sweep(argv: Sequence[str]) -> int:
     if any(argument.split("=")[0] == "--seed" for argument in argv):
         raise ConfigError("--seed: a sweep takes --seeds, a range like 0:5 or a list like 0,3,7")
     config, options = parse_train(argv, "sweep", SweepOptions)
+    _start(options, config.backend, options.out)
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)
     members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
@@ -67,12 +73,14 @@ def _resume(argv: Sequence[str]) -> int:
         if options.rounds is not None:
             raise ConfigError(f"{options.run} is a sweep, whose rounds are fixed; resume one of its runs with --rounds")
         members, halvings = rundir.read_sweep(options.run)
+        _start(options, next(iter(members.values())).backend, options.run)
         from fedjax_rl import commands
 
         return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
-    rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
+    config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
     if not rundir.has_checkpoint(options.run):
         return _no_checkpoint(options.run)
+    _start(options, config.backend, options.run)
     from fedjax_rl.commands import resume
 
     return resume(options)
@@ -88,9 +96,28 @@ def _eval(argv: Sequence[str]) -> int:
         raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
     if not rundir.has_checkpoint(options.run):
         return _no_checkpoint(options.run)
+    _start(options, options.backend or config.backend, options.run)
     from fedjax_rl.commands import evaluate
 
     return evaluate(options)
+
+
+def _start(options: Any, backend: str, directory: Path | None) -> None:
+    """Where compiled programs are kept, and the other processes of the run; before jax touches a device."""
+    if not options.no_cache:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "fedjax_rl"))
+    if options.coordinator is None:
+        return
+    if directory is None:
+        raise ConfigError("--coordinator needs --out: all processes must name the same directory, which all can see")
+    from fedjax_rl import placement, rundir
+    from fedjax_rl.envs import resolve_backend
+
+    placement.join_processes(options.coordinator, options.num_processes, options.process_id)
+    resolve_backend(backend)
+    if not placement.is_first():
+        rundir.only_read()
 
 
 def _no_checkpoint(path: object) -> int:
@@ -105,6 +132,19 @@ def _report(argv: Sequence[str]) -> int:
     from fedjax_rl.report import report
 
     return report(options)
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.BenchOptions, argv, "bench")
+    from fedjax_rl.bench import bench, show
+    from fedjax_rl.envs import resolve_backend
+
+    resolve_backend(options.backend)
+    rows = bench(options.what, options.env, options.backend, options.numbers(), options.repeats)
+    show(rows, as_json=options.json, out=options.out)
+    return 0
 
 
 def _doctor(argv: Sequence[str]) -> int:
@@ -128,6 +168,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": _resume,
     "eval": _eval,
     "report": _report,
+    "bench": _bench,
     "doctor": _doctor,
     "list": _list,
 }

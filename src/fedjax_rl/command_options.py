@@ -9,13 +9,13 @@ from typing import Any
 
 import tyro
 
-from fedjax_rl.arguments import options, parse
+from fedjax_rl.arguments import MachineOptions, options, parse
 from fedjax_rl.config import CONFIGS, ENV_NAMES, SERVER_NAMES, ConfigError, nearest
 from fedjax_rl.presets import PRESETS
 
 
 @dataclass(frozen=True)
-class ResumeOptions:
+class ResumeOptions(MachineOptions):
     """Continue a run from its newest good checkpoint, bit for bit as if it had never stopped."""
 
     run: tyro.conf.Positional[Path]  # run directory
@@ -24,11 +24,12 @@ class ResumeOptions:
     quiet: bool = False  # no progress
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least("rounds", self.rounds, 1)
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(MachineOptions):
     """Evaluate a run's checkpoint: returns before adaptation and after each step."""
 
     run: tyro.conf.Positional[Path]  # run directory
@@ -44,6 +45,7 @@ class EvalOptions:
     quiet: bool = False  # no remarks on stderr
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.best and self.step is not None:
             raise ConfigError("--best and --step exclude each other; give one")
         _one_of("clients", self.clients, ("all", "new"))
@@ -85,6 +87,45 @@ class ReportOptions:
         _one_of("format", self.format, ("md", "csv", "latex"))
         if self.figure and self.figure.suffix not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--figure {self.figure}: the name must end in .png, .pdf or .svg")
+
+
+BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", "peers")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Measure this machine: physics, update, round, run, memory, scaling, compile or peers.
+
+    Rows say versions and device. Nothing else should run meanwhile.
+    """
+
+    what: tyro.conf.Positional[str]  # physics, update, round, run, memory, scaling, compile or peers
+    env: str = "half_cheetah/direction"  # task family on MuJoCo
+    backend: str = "auto"  # physics: auto, native or mjx
+    # environments (physics), selected clients (update, round, peers), seeds (run), devices (scaling), N,M,... (memory)
+    sizes: str | None = None
+    repeats: int = 5  # timed calls of each, taken in turn; medians are shown
+    out: Path | None = None  # also write the rows to this JSON file
+    json: bool = False  # print JSON
+
+    def __post_init__(self) -> None:
+        _one_of("what", self.what, BENCHES)
+        _one_of("env", self.env, ENV_NAMES)
+        _one_of("backend", self.backend, ("auto", "native", "mjx"))
+        _at_least("repeats", self.repeats, 1)
+        if self.out and self.out.exists():
+            raise ConfigError(f"--out {self.out} exists; choose another name")
+        self.numbers()
+
+    def numbers(self) -> tuple[int, ...]:
+        """The sizes as numbers; empty for the benchmark's own."""
+        try:
+            numbers = tuple(int(part) for part in self.sizes.split(",")) if self.sizes else ()
+        except ValueError:
+            numbers = (0,)
+        if any(number < 1 for number in numbers) or (self.what == "memory" and len(numbers) % 2):
+            raise ConfigError(f"--sizes {self.sizes}: must be integers from 1, separated by commas (memory: N,M pairs)")
+        return numbers
 
 
 @dataclass(frozen=True)

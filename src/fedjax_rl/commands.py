@@ -50,6 +50,8 @@ def evaluate(options: EvalOptions) -> int:
     else:
         returns = scoring.old_clients(evaluation, restored.state, config.num_clients)
     summary = metrics.summarise(returns)
+    if rundir.is_reader():
+        return 0
     if options.json:
         record = {"run": str(options.run), "step": restored.step, "clients": options.clients}
         print(json.dumps({**record, **summary, "returns": returns}))
@@ -60,7 +62,7 @@ def evaluate(options: EvalOptions) -> int:
 
 def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
     """Every member of a sweep, or what is left of it; then the report."""
-    reporter = Reporter(quiet)
+    reporter = Reporter(quiet or rundir.is_reader())
     reporter.say(f"{len(members)} runs in {out}")
     try:
         halve(members, halvings, lambda some: runner.run_members(some, reporter), scoring.score_at)
@@ -73,12 +75,12 @@ def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: boo
     if all((path / rundir.DIVERGED).exists() for path in members):
         _warn(f"fedjax-rl: all {len(members)} runs of {out} diverged, so there is nothing to report")
         return 3
-    return report(ReportOptions((out,), json=as_json))
+    return 0 if rundir.is_reader() else report(ReportOptions((out,), json=as_json))
 
 
 def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
     """Train to the end, print the result, and turn the known failures into exit codes."""
-    reporter, began = Reporter(quiet), time.perf_counter()
+    reporter, began = Reporter(quiet or rundir.is_reader()), time.perf_counter()
     reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
     try:
         [result] = runner.run_group([config], [directory], reporter)
@@ -91,7 +93,8 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return 4
-    _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
+    if not rundir.is_reader():
+        _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
     return 0
 
 
@@ -107,4 +110,5 @@ def _print_result(result: training.Result, directory: Path, minutes: float, as_j
 
 
 def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if not rundir.is_reader():
+        print(line, file=sys.stderr, flush=True)

@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from fedjax_rl.placement import jit, map_clients
 from fedjax_rl.types import Algorithm, Array, Key, Problem, Shared, Tree
 
 
 def make_evaluate(
     make: Callable[[Any], tuple[Problem, Algorithm]],
+    mesh: Mesh | None = None,
 ) -> Callable[[Sequence[Any], Shared, Tree, Tree, Key], Array]:
     """Evaluation of n clients at once, trained or new.
 
@@ -20,18 +23,17 @@ def make_evaluate(
     Args:
       make: values -> (problem, algorithm); called while tracing, so that the values may be numbers that differ from
         step to step and from run to run without a second compilation.
+      mesh: the devices that share the clients; None for one.
 
     Returns:
       (values of each column [k+1], shared, clients [n], tasks [n], key) -> returns [n, k+1] in the undiscounted return
       of an episode. Client i draws from fold_in(fold_in(key, j), i), so that its score does not depend on n.
     """
 
-    @jax.jit
     def start(values, shared: Shared, clients: Tree, tasks: Tree):
         size = jax.tree.leaves(tasks)[0].shape[0]
         return jax.vmap(make(values)[1].personal_params, in_axes=(None, 0), axis_size=size)(shared, clients)
 
-    @jax.jit
     def column(values, shared: Shared, clients: Tree, models: Tree, tasks: Tree, key: Key):
         problem, algorithm = make(values)
 
@@ -41,7 +43,9 @@ def make_evaluate(
 
         ids = jnp.arange(jax.tree.leaves(tasks)[0].shape[0])
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
-        return jax.vmap(one)(clients, models, tasks, keys)
+        return map_clients(one)(clients, models, tasks, keys)
+
+    start, column = jit(start, mesh), jit(column, mesh)
 
     def evaluate(values: Sequence[Any], shared: Shared, clients: Tree, tasks: Tree, key: Key) -> Array:
         models = start(values[0], shared, clients, tasks)

@@ -1,13 +1,14 @@
 """A run directory: what is in it and who may write there."""
 
 import fcntl
+import functools
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,28 @@ CONFIG, ENV, METRICS, EVAL, CHECKPOINTS = "config.toml", "env.json", "metrics.js
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
 
+_is_reader = False
+
+
+def only_read() -> None:
+    """From now on this process writes nothing: another one of the same run does."""
+    global _is_reader
+    _is_reader = True
+
+
+def is_reader() -> bool:
+    """Does another process of this run write, and speak?"""
+    return _is_reader
+
+
+def _by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        if not _is_reader:
+            fn(*args, **kwargs)
+
+    return call
+
 
 def default_path(config: Config, kind: str = "") -> Path:
     """runs/<env>-<algorithm>-<seed<k> or kind>-<timestamp> under the current directory."""
@@ -27,6 +50,7 @@ def default_path(config: Config, kind: str = "") -> Path:
     return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-{kind or f'seed{config.seed}'}-{stamp}"
 
 
+@_by_the_writer
 def refuse_existing(path: Path) -> None:
     """Refuse a directory that holds something, before anything is written."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -35,6 +59,7 @@ def refuse_existing(path: Path) -> None:
         raise ConfigError(f"--out {path} exists and is not empty; {hint}")
 
 
+@_by_the_writer
 def create(path: Path, config: Config) -> None:
     """Make the directory with its config.toml and env.json."""
     try:
@@ -46,6 +71,7 @@ def create(path: Path, config: Config) -> None:
         raise ConfigError(f"cannot write the run directory {path}: {error.strerror}") from error
 
 
+@_by_the_writer
 def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
     """Make the directory and remember what the sweep was asked to do."""
     path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +90,7 @@ def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
     return {path / name: loads(text) for name, text in record["members"].items()}, record["halvings"]
 
 
+@_by_the_writer
 def write_config(path: Path, config: Config) -> None:
     """Write config.toml."""
     (path / CONFIG).write_text(to_toml(config))
@@ -79,6 +106,9 @@ def read_config(path: Path) -> Config:
 @contextmanager
 def writer(path: Path):
     """Hold the directory for one writer at a time."""
+    if _is_reader:
+        yield
+        return
     with open(path / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +117,7 @@ def writer(path: Path):
         yield
 
 
+@_by_the_writer
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line of JSON and flush it; numbers that are not finite become null."""
     with open(path, "a") as file:
@@ -104,6 +135,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+@_by_the_writer
 def go_back(path: Path, config: Config, round: int) -> None:
     """Make the directory what it was after a round, with the configuration that it goes on with."""
     for name in (METRICS, EVAL):
@@ -112,6 +144,7 @@ def go_back(path: Path, config: Config, round: int) -> None:
     write_config(path, config)
 
 
+@_by_the_writer
 def forget_after(path: Path, round: int) -> None:
     """Drop the records past a round, so that a resumed run writes them again exactly once."""
     if path.exists():
@@ -121,6 +154,7 @@ def forget_after(path: Path, round: int) -> None:
         temporary.rename(path)
 
 
+@_by_the_writer
 def mark_diverged(path: Path, round: int) -> None:
     """Remember that the run ceased to be finite in a round, so that its sweep does not try it again."""
     (path / DIVERGED).write_text(json.dumps({"round": round}) + "\n")
@@ -138,7 +172,7 @@ def describe(seed: int) -> dict[str, Any]:
         "device": device.device_kind,
         "device_count": jax.device_count(),
         "cores": os.cpu_count(),
-        "git": _git_revision(),
+        "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
     }
@@ -164,7 +198,7 @@ def _finite(value: Any) -> Any:
     return None if is_bad else value
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     here = Path(__file__).parent
     if not any((parent / ".git").exists() for parent in here.parents):
         return None

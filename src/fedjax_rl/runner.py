@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from fedjax_rl import checkpoint, rundir, scoring
+from fedjax_rl import checkpoint, placement, rundir, scoring
 from fedjax_rl import train as training
 from fedjax_rl.build import Group, abstract_state, initial_states, make_group, static_fields
 from fedjax_rl.config import Config, ConfigError
@@ -28,6 +28,7 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> None:
             run_group([members[p] for p in paths], paths, reporter)
         except training.Diverged as error:  # nobody of this group is left; the other groups go on
             reporter.warn(str(error))
+    placement.agree(0)  # what the first process has written is there for all to read
 
 
 def is_settled(path: Path, config: Config) -> bool:
@@ -54,7 +55,7 @@ def run_group(
     with ExitStack() as locks:
         for directory in directories:
             locks.enter_context(rundir.writer(directory))
-        begun = rundir.has_checkpoint(directories[0])
+        begun = placement.agree(rundir.has_checkpoint(directories[0]))
         states = restored_states(group, directories, reporter.warn) if begun else None
         number = 0 if states is None else int(states.round[0])
         for directory, config in zip(directories, configs, strict=True):
@@ -75,14 +76,15 @@ def compile_members(group: Group, reporter: Reporter) -> training.Program | None
     program = training.compile_round(group)
     members, steps = len(group.configs), group.run.env_steps_per_round * len(group.configs)
     need, have = memory_needed(program.step), memory_available()
-    if have is None or need <= MEMORY_SHARE * have:
+    short = have is not None and need > MEMORY_SHARE * have
+    if not placement.agree(short):
         reporter.say(f"compiled one round in {program.compile_s:.1f} s; {steps:,} environment steps a round")
         return program
-    short = f"{members} members need {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB available"
+    line = f"{members} members need {need / 2**30:.1f} GiB of {(have or 0) / 2**30:.1f} GiB available"
     if members > 1:
-        reporter.say(f"{short}: split in two")
+        reporter.say(f"{line}: split in two")
         return None
-    reporter.say(f"{short}: lower --client-batch, --clients-per-round or --episodes if memory runs out")
+    reporter.say(f"{line}: lower --client-batch, --clients-per-round or --episodes if memory runs out")
     return program
 
 
@@ -95,7 +97,7 @@ def memory_needed(step: jax.stages.Compiled) -> int:
 
 def memory_available() -> int | None:
     """Bytes free on the device (on a CPU: in the machine), or None when the platform does not tell."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:
@@ -119,4 +121,5 @@ def restored_states(group: Group, directories: Sequence[Path], say) -> State:
         raise ConfigError(f"--rounds {group.run.config.rounds}: {step} rounds are done already; ask for more")
     for directory in directories:
         checkpoint.set_aside_after(directory / rundir.CHECKPOINTS, step)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[restored.state for restored in found])
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[restored.state for restored in found])
+    return placement.whole(states, group.mesh)

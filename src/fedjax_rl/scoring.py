@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_rl import checkpoint, metrics, rundir, simulate
 from fedjax_rl.build import Group, Run, make_run
 from fedjax_rl.evaluate import make_evaluate
-from fedjax_rl.placement import map_clients
+from fedjax_rl.placement import make_mesh, map_clients
 from fedjax_rl.types import Array, Tree
 
 Returns = list[list[float]]
@@ -36,7 +37,7 @@ def make_evaluation(
     model: str | None = None,
 ) -> Evaluation:
     """The evaluation of one run: a group's of one."""
-    return make_evaluations(Group((run.config,), {}, run), rates, steps, model)[0]
+    return make_evaluations(Group((run.config,), {}, run, None), rates, steps, model)[0]
 
 
 def make_evaluations(
@@ -52,13 +53,13 @@ def make_evaluations(
         run = group.member(values)
         return run.problem, run.algorithm
 
-    program = make_evaluate(objects)
+    program = make_evaluate(objects, make_mesh())
 
     def one(i: int) -> Evaluation:
         config = group.configs[i]
         count = config.adapt_steps if steps is None else steps
         chosen = rates or (config.inner_lr,)
-        each = [jnp.float32(chosen[min(j, len(chosen) - 1)]) for j in range(count + 1)]
+        each = [np.float32(chosen[min(j, len(chosen) - 1)]) for j in range(count + 1)]
         columns = [group.values_of(i) | {"inner_lr": rate} for rate in each]
 
         def score(clients: Tree, tasks: Tree, state: simulate.State, key: Array) -> Returns:

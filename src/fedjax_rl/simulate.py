@@ -10,7 +10,7 @@ import optax
 
 from fedjax_rl import clients as selection
 from fedjax_rl import placement, trees
-from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Metrics, Server, Tree
+from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
@@ -87,19 +87,23 @@ def make_simulation(
         sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
         return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
 
+    def work(shared, client, sent, task, client_key):
+        """All that a client does in a round, up to what it sends."""
+        upload, client, metrics = algorithm.client_update(shared, client, task, client_key)
+        message, sent = uplink.update(upload.message, sent)
+        return Upload(message, upload.weight), (client, sent), metrics
+
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
         ids = select(key(SELECT), num_clients, clients_per_round)
         old = trees.take((state.clients, state.uplink), ids)
-        update = placement.map_clients(algorithm.client_update, num_broadcast=1)
-        uploads, new, client_metrics = update(
-            state.server.shared, old[0], trees.take(state.tasks, ids), per_client(key(UPDATE), ids)
+        (messages, weights), new, client_metrics = placement.map_clients(work, num_broadcast=1)(
+            state.server.shared, *old, trees.take(state.tasks, ids), per_client(key(UPDATE), ids)
         )
-        messages, sent = placement.map_clients(uplink.update)(uploads.message, old[1])
-        heard = (uploads.weight > 0) & jax.vmap(trees.all_finite)((messages, new))
-        weights = jnp.where(heard, uploads.weight, 0.0)
+        heard = (weights > 0) & jax.vmap(trees.all_finite)((messages, new[0]))
+        weights = jnp.where(heard, weights, 0.0)
         messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
-        kept = trees.select(heard, (new, sent), old)
+        kept = trees.select(heard, new, old)
         combined, aggregator_state = aggregator.update(messages, weights, state.aggregator, key(AGGREGATE))
         aggregate = Aggregate(combined, heard.sum() / num_clients)
         server = algorithm.server_update(state.server, aggregate, key(SERVER))

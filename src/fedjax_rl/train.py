@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl import checkpoint, metrics, rundir, scoring, simulate
+from fedjax_rl import checkpoint, metrics, placement, rundir, scoring, simulate
 from fedjax_rl.build import Group, initial_states, round_of
 from fedjax_rl.progress import Reporter
 
@@ -64,8 +63,7 @@ def train(
             env_steps = int(state.round) * group.run.env_steps_per_round
             summaries = scoring.final(evaluations[i], state, directory) if alive[i] else None
             results.append(summaries and Result(state, env_steps, summaries))
-            if caught:
-                raise Interrupted(caught[0])
+            _stop_if(_agreed(caught))
     return results
 
 
@@ -77,12 +75,12 @@ def member(states: simulate.State, i: int) -> simulate.State:
 def _rounds(group, program, states, directories, reporter, evaluations, caught) -> tuple[simulate.State, np.ndarray]:
     config = group.run.config
     number = int(states.round[0])
-    alive = jnp.ones(len(directories), bool)
+    alive = np.ones(len(directories), bool)
     unsaved = not all(number in checkpoint.steps(d / rundir.CHECKPOINTS) for d in directories)
     compile_s = program.compile_s
     reporter.start(number, config.rounds)
     try:
-        while number < config.rounds and not caught:
+        while number < config.rounds and not _agreed(caught):
             began, before = time.perf_counter(), np.asarray(alive)
             states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
             number, unsaved = number + 1, True
@@ -96,13 +94,23 @@ def _rounds(group, program, states, directories, reporter, evaluations, caught) 
             if number % config.save_every == 0 or is_last or scores:
                 _save(states, alive, directories, number, scores)
                 unsaved = False
-        if caught and unsaved:
+        stop = _agreed(caught)
+        if stop and unsaved:
             _save(states, alive, directories, number, {})
     finally:
         reporter.stop()
-    if caught:
-        raise Interrupted(caught[0])
+    _stop_if(stop)
     return states, np.asarray(alive)
+
+
+def _agreed(caught: list[int]) -> int:
+    """The signal that any of the processes has caught; 0 for none. All of them ask after the same round."""
+    return placement.agree(caught[0] if caught else 0)
+
+
+def _stop_if(signal_number: int) -> None:
+    if signal_number:
+        raise Interrupted(signal_number)
 
 
 def compile_round(group: Group) -> Program:
@@ -114,7 +122,11 @@ def compile_round(group: Group) -> Program:
     def round_of_members(*args):
         return round_of(group, *args)
 
-    step = jax.jit(round_of_members, donate_argnums=0).lower(states, alive, group.values).compile()
+    step = (
+        placement.jit(round_of_members, group.mesh, by_member=True, donate_argnums=0)
+        .lower(states, alive, group.values)
+        .compile()
+    )
     return Program(step, time.perf_counter() - began)
 
 

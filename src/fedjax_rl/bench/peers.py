@@ -1,0 +1,185 @@
+"""P9: what a user would pick today, in the same run on the same machine: same robot, task, policy and cohort.
+
+gymnasium: Gymnasium's half-cheetah on our MJCF with a PyTorch policy, one environment in one process, and one process
+a core. pytorch round: the paper's FMRL round, first order, by that loop and PyTorch's gradients; timed on one client
+and multiplied by the cohort. brax: `brax.envs` half-cheetah on MJX, batched. client by client: our own update, compiled
+once and called for one client after the other. All are environment steps a second, policies included (brax: without).
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+from importlib import resources
+
+import jax
+import numpy as np
+
+from fedjax_rl import build, config, presets, simulate, trees
+from fedjax_rl.bench.round import make_sampling
+from fedjax_rl.bench.rows import Row, interleaved, median, row, timed
+from fedjax_rl.config import ConfigError
+
+HORIZON, EPISODES, LOCAL_STEPS, BRAX_BATCH = 200, 20, 5, 64
+GYM_STEPS = 4000
+
+
+def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
+    """One row."""
+    try:
+        import gymnasium  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"bench peers needs {error.name}: pip install 'fedjax-rl[bench]'") from None
+    if not env.startswith("half_cheetah"):
+        raise ConfigError(f"--env {env}: bench peers compares half_cheetah/... only")
+    cohort = (sizes or (40,))[0]
+    values = {"env": env, "backend": backend, "clients_per_round": cohort}
+    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
+    state = build.initial_state(run)
+    copy = jax.jit(lambda s: jax.tree.map(jax.numpy.copy, s))
+    fns = {
+        "round": lambda: simulate.run_rounds(run.simulation, copy(state), 1),
+        "sampling": make_sampling(run, state),
+        "client by client": make_loop(run, state, cohort),
+        "gymnasium": lambda: gymnasium_loop(GYM_STEPS),
+        "pytorch client": pytorch_client,
+        "brax": make_brax(),
+    }
+    seconds = {name: median(found) for name, found in interleaved(fns, repeats).items()}
+    cores, steps = os.cpu_count() or 1, run.env_steps_per_round
+    per_core = gymnasium_on_every_core(cores) / cores
+    speeds = {
+        "round": steps / seconds["round"],
+        "sampling": steps / seconds["sampling"],
+        "client by client": steps / seconds["client by client"],
+        "gymnasium, one process": GYM_STEPS / seconds["gymnasium"],
+        "gymnasium, a process a core": per_core * cores,
+        "brax": BRAX_BATCH * HORIZON / 10 / seconds["brax"],
+    }
+    ratios = {
+        "round over brax": speeds["round"] / speeds["brax"],
+        "sampling over gymnasium, per core": speeds["sampling"] / cores / per_core,
+        "round over client by client": speeds["round"] / speeds["client by client"],
+        "round over pytorch": cohort * seconds["pytorch client"] / seconds["round"],
+    }
+    rounds = {"round": seconds["round"], "pytorch, one process": cohort * seconds["pytorch client"]}
+    return [row("P9", env=env, clients=cohort, env_steps_per_s=speeds, ratios=ratios, round_s=rounds)]
+
+
+def make_loop(run: build.Run, state: simulate.State, cohort: int):
+    """() -> every client's update, one after the other, by one compiled function."""
+    update = jax.jit(lambda shared, task, key: run.algorithm.client_update(shared, (), task, key)[0])
+
+    def loop():
+        uploads = []
+        for i in range(cohort):
+            task = trees.take(state.tasks, i)
+            uploads.append(update(state.server.shared, task, jax.random.fold_in(state.key, i)))
+        return uploads
+
+    return loop
+
+
+def make_brax():
+    """() -> a tenth of an episode of a batch of Brax's half-cheetahs."""
+    from brax import envs
+
+    env = envs.get_environment("halfcheetah", backend="mjx")
+    keys = jax.random.split(jax.random.key(0), BRAX_BATCH)
+    start = jax.jit(jax.vmap(env.reset))(jax.random.key_data(keys))
+    actions = jax.random.uniform(jax.random.key(1), (HORIZON // 10, BRAX_BATCH, env.action_size), minval=-1)
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, a: (jax.vmap(env.step)(s, a), None), s, actions)[0].obs)
+    return lambda: run(start)
+
+
+def make_gymnasium():
+    """Gymnasium's half-cheetah on our MJCF."""
+    from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+
+    with resources.as_file(resources.files("fedjax_rl.envs").joinpath("assets", "half_cheetah.xml")) as path:
+        return HalfCheetahEnv(xml_file=str(path))
+
+
+def make_policy(size: int):
+    """tanh (64, 64) with a state-independent log_std, in PyTorch on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    layers = (torch.nn.Linear(size, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh())
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(64, 6))
+    net.register_parameter("log_std", torch.nn.Parameter(torch.zeros(6)))
+    return net
+
+
+def act(params, net, obs):
+    """The Gaussian of the policy with these parameters."""
+    import torch
+
+    mean = torch.func.functional_call(net, params, (obs,))
+    return torch.distributions.Normal(mean, params["log_std"].exp())
+
+
+def episode(env, net, params, steps: int):
+    """(observations, actions, log-probabilities, rewards) of `steps` steps."""
+    import torch
+
+    obs, _ = env.reset()
+    kept = ([], [], [], [])
+    with torch.no_grad():
+        for _ in range(steps):
+            seen = torch.as_tensor(obs, dtype=torch.float32)
+            gauss = act(params, net, seen)
+            action = gauss.sample()
+            control = (action / 10).clamp(-1, 1).numpy()
+            obs, reward, *_ = env.step(control)
+            for column, value in zip(kept, (seen, action, gauss.log_prob(action).sum(), reward), strict=True):
+                column.append(value)
+    return torch.stack(kept[0]), torch.stack(kept[1]), torch.stack(kept[2]), np.array(kept[3])
+
+
+def gymnasium_loop(steps: int) -> float:
+    """Act for some steps; the sum of rewards."""
+    env = make_gymnasium()
+    net = make_policy(env.observation_space.shape[0])
+    params = {name: value.detach() for name, value in net.named_parameters()}
+    return sum(float(episode(env, net, params, HORIZON)[3].sum()) for _ in range(steps // HORIZON))
+
+
+def gymnasium_on_every_core(cores: int) -> float:
+    """Environment steps a second of a process a core, start-up left out."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(cores, mp_context=context) as pool:
+        list(pool.map(gymnasium_loop, [HORIZON] * cores))
+        seconds, _ = timed(lambda: list(pool.map(gymnasium_loop, [GYM_STEPS] * cores)))
+    return cores * GYM_STEPS / seconds
+
+
+def pytorch_client() -> float:
+    """One client of the paper's round: two batches, an adaptation, and the local steps of the first-order gradient."""
+    import torch
+
+    env = make_gymnasium()
+    net = make_policy(env.observation_space.shape[0])
+    params = {name: value.detach().requires_grad_() for name, value in net.named_parameters()}
+
+    def batch(now):
+        obs, action, logp, rewards = zip(*[episode(env, net, now, HORIZON) for _ in range(EPISODES)], strict=True)
+        to_go = np.stack([r[::-1].cumsum()[::-1] for r in rewards])
+        advantage = (to_go - to_go.mean(0)) / (to_go.std() + 1e-8)
+        return torch.stack(obs), torch.stack(action), torch.stack(logp), torch.as_tensor(advantage.astype(np.float32))
+
+    def loss(now, data):
+        obs, action, logp, advantage = data
+        ratio = (act(now, net, obs).log_prob(action).sum(-1) - logp).exp()
+        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+
+    def step(now, data, rate, at=None):
+        slope = torch.autograd.grad(loss(now if at is None else at, data), list((now if at is None else at).values()))
+        moved = {name: value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)}
+        return {name: value.detach().requires_grad_() for name, value in moved.items()}
+
+    inner = batch(params)
+    outer = batch(step(params, inner, 0.1))
+    for _ in range(LOCAL_STEPS):
+        params = step(params, outer, 0.001, at=step(params, inner, 0.1))
+    return float(sum(value.detach().abs().sum() for value in params.values()))

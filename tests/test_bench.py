@@ -1,0 +1,69 @@
+"""The benchmarks measure what they say; how fast this machine is, no test asks."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_rl import build, config, presets
+from fedjax_rl.bench import bench, rows, show
+from fedjax_rl.bench.physics import one_step_error
+from fedjax_rl.bench.round import make_replay, make_sampling
+from fedjax_rl.cli import main
+
+ENV = "half_cheetah/direction"
+
+
+@pytest.mark.parametrize("env", [ENV, "ant/direction"])
+def test_the_replay_is_the_rounds_own_physics(env):
+    """Without the last action it ends where the rollouts stood before theirs, bit for bit."""
+    values = {"env": env, "backend": "native", "clients_per_round": 2, "episodes": 2}
+    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
+    batches = make_sampling(run, build.initial_state(run))()
+    last = np.asarray(batches[1].obs)[:, :, -1].reshape(4, -1)
+    whole = np.asarray(batches[1].mask)[:, :, -1].reshape(4)
+    ended = make_replay(env, [b._replace(action=b.action[:, :, :-1]) for b in batches])().astype(np.float32)
+    wanted = np.concatenate([last[:, 17:18], last[:, :8]], axis=1) if env == ENV else last[:, :15]
+    np.testing.assert_array_equal(ended[whole], wanted[whole])
+    assert whole.any()
+
+
+def test_the_exact_gradient_costs_at_most_twice_the_first_order_ones_operations():
+    [found] = bench("update", ENV, "native", (2,), 1)
+    assert 1.5 <= found["exact_to_first_flops"] <= 2.0
+    assert found["clients"] == 2 and found["versions"]["jax"] == jax.__version__
+
+
+def test_accuracy_is_that_of_the_engine():
+    """Native is C MuJoCo at its default tolerance, seen in float32."""
+    assert one_step_error(ENV, "native") <= 1e-6
+
+
+def test_what_is_not_finite_is_not_timed():
+    with pytest.raises(FloatingPointError):
+        rows.timed(lambda: jax.numpy.array([1.0, float("nan")]))
+
+
+def test_rows_are_written_once(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    show([rows.row("P0", ratio=1.25)], as_json=True, out=out)
+    assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
+    assert main(["bench", "physics", "--out", str(out)]) == 2
+    assert "exists; choose another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["speed"], "--what speed: must be one of physics, update, round"),
+        (["physics", "--sizes", "64,0"], "--sizes 64,0: must be integers from 1"),
+        (["memory", "--sizes", "200,40,1000"], "memory: N,M pairs"),
+        (["physics", "--env", "navigation"], "--env navigation: must be one of half_cheetah/..., ant/..."),
+        (["round", "--repeats", "0"], "--repeats 0: must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(options, said, capsys):
+    assert main(["bench", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
