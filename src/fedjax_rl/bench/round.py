@@ -113,7 +113,8 @@ def make_replay(env: str, batches):
         first = np.concatenate([first[:, nq - 1 + nv : nq + nv], first], axis=1)
     qpos, qvel = first[:, :nq], first[:, nq : nq + nv]
     actions = [np.asarray(b.action).reshape(-1, *b.action.shape[2:]) for b in batches]
-    controls = [np.ascontiguousarray(np.clip(a / ACTION_SCALE, -1, 1).swapaxes(0, 1)) for a in actions]
+    scale = np.float32(1 / ACTION_SCALE)  # XLA turns the division into this product: then the replay is exact
+    controls = [np.ascontiguousarray(np.clip(a * scale, -1, 1).swapaxes(0, 1)) for a in actions]
     size = len(actions[0])
     batch = native.Batch(model, nsim=size, nthread=native.os.cpu_count() or 1)
 

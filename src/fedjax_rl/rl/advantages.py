@@ -56,6 +56,21 @@ def _standardise(x: Array, mask: Array, count: Array) -> Array:
     return jnp.where(varies, centred, 0.0) / jnp.where(varies, std, 1.0)
 
 
+def solve_positive(a: Array, b: Array) -> Array:
+    """x with a x = b for a symmetric positive definite a [F, F] and b [F], by Gauss-Jordan elimination, no pivoting.
+
+    Plain XLA on purpose: on a CPU JAX's own factorisations hand their batch to the threads on which they run. Two of
+    them at once, as in a round with two independent batches, then wait for each other for ever (seen with jax 0.10.2).
+    """
+    chex.assert_rank([a, b], [2, 1])
+
+    def eliminate(i: Array, rows: Array) -> Array:
+        pivot = rows[i] / rows[i, i]
+        return (rows - rows[:, i, None] * pivot[None]).at[i].set(pivot)
+
+    return jax.lax.fori_loop(0, len(b), eliminate, jnp.concatenate([a, b[:, None]], axis=1))[:, -1]
+
+
 def linear_baseline(obs: Array, returns: Array, mask: Array) -> Array:
     """Values fitted to this very batch by ridge regression: obs [E, T, O], returns [E, T], mask [E, T] -> [E, T].
 
@@ -72,9 +87,8 @@ def linear_baseline(obs: Array, returns: Array, mask: Array) -> Array:
     mean = jnp.sum(jnp.where(valid, y, 0.0)) / count
     target = jnp.where(valid, y - mean, 0.0)
     normal = jnp.matmul(z.T, z, precision=HIGHEST) / count + RIDGE * jnp.eye(z.shape[1], dtype=z.dtype)
-    factor = jax.scipy.linalg.cho_factor(normal, lower=True)
-    weights = jax.scipy.linalg.cho_solve(factor, jnp.matmul(z.T, target, precision=HIGHEST) / count)
-    # A factorisation that rounding has made impossible yields NaN: then the mean alone, an unbiased baseline still.
+    weights = solve_positive(normal, jnp.matmul(z.T, target, precision=HIGHEST) / count)
+    # An elimination that rounding has made impossible yields NaN: then the mean alone, an unbiased baseline still.
     weights = jnp.where(jnp.all(jnp.isfinite(weights)), weights, 0.0)
     fitted = mean + jnp.matmul(z, weights, precision=HIGHEST)
     return jnp.where(valid, fitted, 0.0).reshape(returns.shape)
