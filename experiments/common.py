@@ -19,6 +19,7 @@ from fedjax_rl import config, metrics, presets, rundir
 
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
+TUNING_SEEDS = (100, 101)
 HORIZON = {"half_cheetah": 200, "ant": 100}
 Members = dict[str, config.Config]
 
@@ -170,6 +171,69 @@ def finish(figure: Any, path: Path, note: str) -> None:
 def over(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: Any) -> Members:
     """A line's members, one for each seed, in ENV/LABEL/seedS."""
     return {f"{env}/{label}/seed{s}": configure(scale, algorithm, env, seed=s, **values) for s in scale.seeds}
+
+
+def tuned_rate(
+    scale: Scale, out: Path, env: str, label: str, algorithm: str, rates: tuple[float, ...], **values: Any
+) -> float:
+    """The server rate with the best mean after one step over two seeds that are not reported, over all rounds.
+
+    On the first two fifths of the rounds the largest rate wins, which later destroys what it learned.
+    """
+    values = {"adapt_steps": 1, "eval_every": 0, **values}
+    cells: dict[float, Members] = {}
+    for rate in rates:
+        names = {f"{env}/{label}/tuning/server_lr={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
+        cells[rate] = {
+            name: configure(scale, algorithm, env, seed=seed, server_lr=rate, **values) for name, seed in names.items()
+        }
+    run({name: c for members in cells.values() for name, c in members.items()}, out)
+    return max(cells, key=lambda rate: _after_one_step(out, cells[rate]))
+
+
+def _after_one_step(out: Path, members: Members) -> float:
+    """Mean over the members; -inf when one of them diverged."""
+    found = [record["eval/return/adapt_1"]["mean"] for record in finals(out, members).values()]
+    return metrics.mean_ci95(found)[0] if len(found) == len(members) else float("-inf")
+
+
+def study(
+    scale: Scale, out: Path, envs: tuple[str, ...], lines: Callable[[str], dict[str, Members]], name: str
+) -> None:
+    """Run what is missing; draw the learning curves and write OUT/NAME.md and OUT/NAME.json.
+
+    lines: environment -> the members of each line (its seeds) by label. The table: means over all clients before
+    adaptation and after one step, and over the worst tenth of the clients after one step; t-intervals over seeds.
+    """
+    cells = {env: lines(env) for env in envs}
+    panels = (("train/return/adapt_1", "selected clients after one step"),)
+    curves(scale, out, envs, cells.__getitem__, panels, name)
+    everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
+    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+    text = [f"# {name}", "", footer(scale, everyone, out), ""]
+    for env, by_label in cells.items():
+        text += [f"## {env}", "", "| | server rate | before | 1 step | worst tenth, 1 step |", "|---" * 5 + "|"]
+        for label, some in by_label.items():
+            columns = _columns(out, some)
+            scores.setdefault(env, {})[label] = columns
+            rates = sorted({getattr(c, "server_lr", 0.0) for c in some.values()})
+            figures = [over_seeds(column) if len(column) == len(some) else "diverged" for column in columns.values()]
+            text.append(f"| {label} | {', '.join(f'{rate:g}' for rate in rates)} | " + " | ".join(figures) + " |")
+        text.append("")
+    (out / f"{name}.md").write_text("\n".join(text))
+    (out / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n")
+    print("\n".join(text))
+
+
+def _columns(out: Path, members: Members) -> dict[str, list[float]]:
+    """The members' figures, one for each seed that was finished."""
+    records = list(finals(out, members).values())
+    returns = [np.asarray(record["eval/returns"]) for record in records]
+    return {
+        "before": [float(r[:, 0].mean()) for r in returns],
+        "after": [float(r[:, 1].mean()) for r in returns],
+        "worst": [float(metrics.worst_tenth(r.T)[1]) for r in returns],
+    }
 
 
 def best_server_rate(scale: Scale, env: str) -> dict[str, float]:

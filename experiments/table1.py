@@ -14,7 +14,6 @@ from experiments.common import (
     METHODS,
     Members,
     Scale,
-    configure,
     env_steps,
     finals,
     footer,
@@ -22,10 +21,11 @@ from experiments.common import (
     over,
     over_seeds,
     run,
+    tuned_rate,
 )
 from fedjax_rl.metrics import mean_ci95
 
-RATES, TUNING_SEEDS = (0.0005, 0.0015, 0.005), (100, 101)
+RATES = (0.0005, 0.0015, 0.005)
 # Liu, Xu, Wu, Jiang 2024, Table 1: mean and 95 % interval over five seeds, before adaptation and after 1, 2, 3 steps.
 PUBLISHED = {
     "half_cheetah/direction": {
@@ -59,28 +59,11 @@ PUBLISHED = {
 }
 
 
-def tuning(scale: Scale, env: str, method: str, rate: float) -> Members:
-    """The runs by which a server rate is judged."""
-    # over all rounds: on the first two fifths of them the largest rate wins, which later destroys what it learned
-    values = {"server_lr": rate, "adapt_steps": 1, "eval_every": 0}
-    names = {f"{env}/{method}/tuning/server_lr={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
-    return {name: configure(scale, method, env, seed=seed, **values) for name, seed in names.items()}
-
-
 def chosen(scale: Scale, env: str, method: str, out: Path) -> dict[str, float]:
     """What a method's rates are: the published ones at the paper's scale, else the best of the grid."""
     if scale.name == "paper":
         return {"local_lr": 0.01} if method == "ditto" else {}
-    members = {rate: tuning(scale, env, method, rate) for rate in RATES}
-    run({name: c for some in members.values() for name, c in some.items()}, out)
-    scores = {rate: mean_after_one_step(out, some) for rate, some in members.items()}
-    return {"server_lr": max(scores, key=scores.__getitem__)}
-
-
-def mean_after_one_step(out: Path, members: Members) -> float:
-    """Over the members; -inf when one of them diverged."""
-    found = [record["eval/return/adapt_1"]["mean"] for record in finals(out, members).values()]
-    return mean_ci95(found)[0] if len(found) == len(members) else float("-inf")
+    return {"server_lr": tuned_rate(scale, out, env, method, method, RATES)}
 
 
 def cell(scale: Scale, env: str, method: str, rates: dict[str, float]) -> Members:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import common, fig1, fig2, fig3, fig4, fig5, fig6, table1
+from experiments import common, curvature, fig1, fig2, fig3, fig4, fig5, fig6, table1
+from fedjax_rl import rundir
 from fedjax_rl.config import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -45,6 +46,17 @@ def test_the_figures_run(figure, tmp_path):
     figure.experiment(TINY, tmp_path, (ENV,))
     name = figure.__name__.rsplit(".", 1)[1]
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path):
+    curvature.experiment(TINY, tmp_path, (ENV,))
+    scores = json.loads((tmp_path / "curvature.json").read_text())[ENV]
+    assert list(scores) == list(curvature.LINES)
+    one = rundir.read_lines(tmp_path / ENV / "exact, log" / "seed1" / rundir.EVAL)[-1]["eval/returns"]
+    after = sorted(row[1] for row in one)
+    assert scores["exact, log"]["worst"][1] == pytest.approx(after[0])  # of 8 clients the worst tenth is one
+    assert scores["exact, log"]["after"][1] == pytest.approx(np.mean(after))
+    assert "scale tiny: seeds 0, 1" in (tmp_path / "curvature.md").read_text()
 
 
 @pytest.mark.parametrize("scale", ["tiny", "laptop"])

@@ -53,6 +53,22 @@ def test_as_printed_is_momentum_sgd_at_the_usual_size(x64):
         np.testing.assert_allclose(steps[k - 1], -1e4 * g * (1 - 0.9**k), rtol=1e-4)
 
 
+def test_yogi_gathers_a_thousandth_of_g_squared_at_a_time(x64):
+    """v_k = k g^2 / 1000 up to k = 1000, corrected by 1 - 0.999^k; at the typical |g| of 1e-5 too."""
+    g = np.array([1e-5, -3.0])
+    steps = trajectory(SERVER_OPTIMIZERS["yogi"](1.0), jnp.asarray(g))
+    for k in STEPS:
+        corrected = 1e-3 * k / (1 - 0.999**k)
+        np.testing.assert_allclose(-steps[k - 1], np.sign(g) / np.sqrt(corrected), rtol=2e-3)
+    assert abs(steps[499, 1]) < 0.9  # where Adam's is 1
+
+
+def test_avgm_is_ten_times_sgd_in_the_end(x64):
+    steps = trajectory(SERVER_OPTIMIZERS["avgm"](1.0), jnp.array([2.0]))
+    for k in STEPS:
+        np.testing.assert_allclose(steps[k - 1], -2.0 * (1 - 0.9**k) / 0.1, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
 def test_rates_scale_and_may_be_traced(name, x64):
     g = {"w": jnp.array([0.3, -0.2])}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import fields, replace
 
@@ -138,9 +139,18 @@ def test_a_crash_and_a_flipped_bit_cost_only_rounds(whole, tmp_path, monkeypatch
 
 
 def test_nothing_to_resume_is_exit_4(whole, tmp_path, capsys):
-    rundir.create(tmp_path / "run", SMALL)
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ckpt")
     assert cli.main(["resume", str(tmp_path / "run")]) == 4
-    assert "holds no checkpoint yet" in capsys.readouterr().err
+    assert "holds no checkpoint, so nothing" in capsys.readouterr().err
+    assert untimed(tmp_path / "run/metrics.jsonl") == untimed(whole / "metrics.jsonl")
+
+
+def test_killed_before_its_first_checkpoint_it_starts_again(whole, tmp_path):
+    rundir.create(tmp_path / "run", SMALL)
+    rundir.append(tmp_path / "run/metrics.jsonl", {"round": 1})
+    assert cli.main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert untimed(tmp_path / "run/metrics.jsonl") == untimed(whole / "metrics.jsonl")
 
 
 def test_divergence_is_exit_3_and_names_the_round(tmp_path, monkeypatch, capsys):

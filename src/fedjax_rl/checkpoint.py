@@ -28,6 +28,10 @@ class NoCheckpoint(Exception):
     """No step of the run can be used (exit code 4)."""
 
 
+class CannotSave(Exception):
+    """A step could not be written; the older ones are as they were (exit code 1)."""
+
+
 class Restored(NamedTuple):
     """A state and the step it was saved at."""
 
@@ -39,6 +43,15 @@ def save(directory: Path, step: int, state: Any, score: float | None = None) -> 
     """Write one step, then its digest, then drop the steps no longer kept. `score` decides which step is the best."""
     if not is_first():
         return
+    try:
+        _write(directory, step, state, score)
+    except Exception as error:  # orbax raises whatever its storage layer met
+        reason = str(error).strip().split(": ")[-1] or type(error).__name__
+        raise CannotSave(f"cannot save checkpoint {directory / str(step)}: {reason}") from error
+    _retain(directory)
+
+
+def _write(directory: Path, step: int, state: Any, score: float | None) -> None:
     path = directory / str(step)
     directory.mkdir(parents=True, exist_ok=True)
     _set_aside(directory, step)
@@ -49,7 +62,6 @@ def save(directory: Path, step: int, state: Any, score: float | None = None) -> 
         manager.check_for_errors()
     record = {"schema": SCHEMA, "step": step, "score": score, "files": _hashes(path)}
     _write_atomically(_digest_path(directory, step), json.dumps(record, indent=1))
-    _retain(directory)
 
 
 def restore(
@@ -130,13 +142,16 @@ def _verify(directory: Path, step: int) -> None:
     digest = _digest_path(directory, step)
     if not digest.exists():
         raise ValueError(f"{digest.name} is missing")
-    record = json.loads(digest.read_text())
+    try:
+        record = json.loads(digest.read_bytes())
+    except ValueError:
+        raise ValueError(f"{digest.name} is damaged") from None
     if record["schema"] != SCHEMA:
         raise ValueError(f"schema {record['schema']}, this version reads {SCHEMA}")
     have = _hashes(directory / str(step))
     for name in sorted(record["files"].keys() | have.keys()):
         if record["files"].get(name) != have.get(name):
-            raise ValueError(f"{name} is missing or damaged")
+            raise ValueError(f"{name} is missing or damaged, by {digest.name}")
 
 
 def _hashes(path: Path) -> dict[str, str]:
@@ -189,7 +204,7 @@ def _score(directory: Path, step: int) -> float | None:
 def _orbax() -> Any:
     import orbax.checkpoint as ocp  # imported late: it takes seconds
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # whatever goes wrong arrives as an exception too
     return ocp
 
 

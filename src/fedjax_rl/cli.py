@@ -23,7 +23,8 @@ commands:
   list                algorithms, environments, presets and server optimizers
 
 fedjax-rl COMMAND --help shows every option with its default.
-exit codes: 0 ok, 2 usage or configuration, 3 diverged, 4 no usable checkpoint, 130/143 interrupted (saved)
+exit codes: 0 ok, 1 cannot write, 2 usage or configuration, 3 diverged, 4 no usable checkpoint,
+            130/143 interrupted (saved)
 """
 
 
@@ -78,7 +79,7 @@ def _resume(argv: Sequence[str]) -> int:
 
         return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
     config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
-    if not rundir.has_checkpoint(options.run):
+    if not rundir.has_checkpoint(options.run) and rundir.should_have_saved(options.run, config):
         return _no_checkpoint(options.run)
     _start(options, config.backend, options.run)
     from fedjax_rl.commands import resume
@@ -121,7 +122,7 @@ def _start(options: Any, backend: str, directory: Path | None) -> None:
 
 
 def _no_checkpoint(path: object) -> int:
-    print(f"fedjax-rl: {path} holds no checkpoint yet, so nothing to continue or evaluate", file=sys.stderr)
+    print(f"fedjax-rl: {path} holds no checkpoint, so nothing to continue or evaluate", file=sys.stderr)
     return 4
 
 

@@ -72,6 +72,9 @@ def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: boo
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return 4
+    except (checkpoint.CannotSave, OSError) as error:
+        _warn(f"fedjax-rl: {error}; what was saved before is intact: make room, then: fedjax-rl resume {out}")
+        return 1
     if all((path / rundir.DIVERGED).exists() for path in members):
         _warn(f"fedjax-rl: all {len(members)} runs of {out} diverged, so there is nothing to report")
         return 3
@@ -93,6 +96,9 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return 4
+    except (checkpoint.CannotSave, OSError) as error:
+        _warn(f"fedjax-rl: {error}; what was saved before is intact: make room, then: fedjax-rl resume {directory}")
+        return 1
     if not rundir.is_reader():
         _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
     return 0

@@ -21,7 +21,7 @@ ENV_NAMES = (
     "probe/ending",
 )
 OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
-SERVER_NAMES = ("adam", "reddi", "as_printed", "sgd")
+SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
 
 

@@ -61,9 +61,34 @@ def as_printed(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransform
     return optax.chain(scale_by_fed_adam(eps_inside_root=True), optax.scale_by_learning_rate(learning_rate))
 
 
+def yogi(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """FedYogi: as Adam, but the second moment moves towards g^2 by (1 - b2) g^2 at a time, so that it forgets slowly.
+
+      v <- v - (1 - b2) sign(v - g^2) g^2,   update = m^ / (sqrt(v^) + 1e-8)
+
+    With Adam's eps and an accumulator that starts at eps^2: optax's own defaults (1e-3 and 1e-6) are far above the
+    typical g of 1e-5, and would make it momentum SGD.
+
+    Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2, there without bias corrections.
+    """
+    scaled = optax.scale_by_yogi(b1=0.9, b2=0.999, eps=1e-8, initial_accumulator_value=1e-16)
+    return optax.chain(scaled, optax.scale_by_learning_rate(learning_rate))
+
+
+def avgm(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """FedAvgM: m <- 0.9 m + g, update = m.
+
+    Source: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification", 2019, Section 4.3.
+    """
+    return optax.sgd(learning_rate, momentum=0.9)
+
+
 SERVER_OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]] = {
     "adam": optax.adam,  # b1 .9, b2 .999, eps 1e-8 are its defaults and the paper's constants
     "reddi": reddi,
     "as_printed": as_printed,
+    "yogi": yogi,
+    "avgm": avgm,
     "sgd": optax.sgd,  # Fed-SGD; at rate 1 the server takes the clients' mean model, which is FedAvg
 }

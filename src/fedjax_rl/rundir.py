@@ -214,3 +214,8 @@ def git_revision() -> str | None:
 def has_checkpoint(path: Path) -> bool:
     """Is there a finished step, good or not? Needs no jax, so that a run without one is refused at once."""
     return any((path / CHECKPOINTS).glob("*.digest.json"))
+
+
+def should_have_saved(path: Path, config: Config) -> bool:
+    """Did the run get past its first checkpoint? A run that was killed before it has lost nothing by starting again."""
+    return any(record["round"] > config.save_every for record in read_lines(path / METRICS))

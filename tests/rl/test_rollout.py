@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from fedjax_rl.envs.base import Env, EnvSpec, EnvState
@@ -16,7 +17,7 @@ HORIZON, EPISODES = 8, 5
 
 
 def counter(horizon: int = HORIZON) -> Env:
-    """Counts steps; step t pays t + 1. The task [2]: (the step that ends the episode, the step that shows a NaN)."""
+    """Counts steps; step t pays t + 1. The task [3]: the step that ends the episode; the step that shows what; what."""
 
     def reset(key, task):
         start = jax.random.uniform(key)
@@ -24,11 +25,11 @@ def counter(horizon: int = HORIZON) -> Env:
 
     def step(state, action, task):
         count = state.physics + 1.0
-        shown = jnp.where(count > task[1], jnp.nan, count)
+        shown = jnp.where(count > task[1], task[2], count)
         obs = jnp.stack([shown, state.obs[1]])
         return EnvState(count, obs, count + 0.0 * action[0], count > task[0])
 
-    return Env(reset, step, lambda key, n: jnp.zeros((n, 2)), EnvSpec("counter", 2, 3, horizon, 2))
+    return Env(reset, step, lambda key, n: jnp.zeros((n, 3)), EnvSpec("counter", 2, 3, horizon, 2))
 
 
 @functools.cache
@@ -41,9 +42,9 @@ def compiled():
     return policy, params, jax.jit(make_rollout(env, policy, EPISODES))
 
 
-def roll(last: float, nan: float):
+def roll(last: float, bad: float, what: float = np.nan):
     policy, params, rollout = compiled()
-    return policy, params, rollout(params, jnp.asarray([last, nan]), jax.random.key(0))
+    return policy, params, rollout(params, jnp.asarray([last, bad, what]), jax.random.key(0))
 
 
 def test_full_episodes_pay_every_step():
@@ -61,12 +62,18 @@ def test_the_step_that_ends_an_episode_counts_and_nothing_after_it():
     np.testing.assert_array_equal(out.obs[..., 0], np.tile([0, 1, 2, 3, 4, 4, 4, 4], (EPISODES, 1)))
 
 
-def test_a_state_that_is_not_finite_ends_the_episode_at_its_last_finite_one():
-    _, _, out = roll(99, 2)
+@pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf, 1.1e10, -1e30])
+def test_a_state_that_is_not_finite_ends_the_episode_at_its_last_finite_one(what):
+    _, _, out = roll(99, 2, what)
     np.testing.assert_array_equal(out.mask, np.tile([1, 1, 1, 0, 0, 0, 0, 0], (EPISODES, 1)))
     np.testing.assert_array_equal(out.reward, np.tile([1, 2, 0, 0, 0, 0, 0, 0], (EPISODES, 1)))
     np.testing.assert_array_equal(out.obs[..., 0], np.tile([0, 1, 2, 2, 2, 2, 2, 2], (EPISODES, 1)))
     assert all(np.isfinite(x).all() for x in out)
+
+
+def test_large_but_sane_values_end_nothing():
+    _, _, out = roll(99, 2, 0.9e10)
+    assert out.mask.all()
 
 
 def test_actions_are_the_policys_and_logp_their_density():
@@ -83,7 +90,7 @@ def test_actions_are_the_policys_and_logp_their_density():
 
 def test_inside_a_batch_of_clients_equals_alone():
     _, params, rollout = compiled()
-    tasks, keys = jnp.asarray([[3.0, 99], [99, 2], [99, 99]]), jax.random.split(jax.random.key(4), 3)
+    tasks, keys = jnp.asarray([[3.0, 99, 0], [99, 2, np.nan], [99, 99, 0]]), jax.random.split(jax.random.key(4), 3)
     many = jax.jit(jax.vmap(rollout, in_axes=(None, 0, 0)))(params, tasks, keys)
     for i in range(3):
         for a, b in zip(rollout(params, tasks[i], keys[i]), many, strict=True):
@@ -95,7 +102,7 @@ def test_problem_sample_and_loss():
     policy = gaussian_mlp(env.spec, hidden=(8,))
     problem = make_problem(env, policy, episodes=EPISODES)
     params = problem.init(jax.random.key(1))
-    batch, value = jax.jit(problem.sample)(params, jnp.asarray([3.0, 99.0]), jax.random.key(0))
+    batch, value = jax.jit(problem.sample)(params, jnp.asarray([3.0, 99.0, 0.0]), jax.random.key(0))
     assert value == 1 + 2 + 3 + 4
     # At the sampling parameters the loss is minus the mean advantage, which is normalised to 0.
     value_and_grad = jax.jit(jax.value_and_grad(problem.loss))

@@ -29,10 +29,13 @@ class Trajectory(NamedTuple):
     mask: Array
 
 
+LIMIT = 1e10  # a simulation beyond it has diverged, as MuJoCo's own check has it
+
+
 def _finite(tree: Tree, episodes: int) -> Array:
-    """[E] bool: is every floating-point entry of an episode finite? tree: leaves [E, ...]."""
+    """[E] bool: is every floating-point entry of an episode at most LIMIT, and a number? tree: leaves [E, ...]."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(x).reshape(episodes, -1).all(axis=1) for x in leaves]).all(axis=0)
+    return jnp.stack([(jnp.abs(x) <= LIMIT).reshape(episodes, -1).all(axis=1) for x in leaves]).all(axis=0)
 
 
 def _select(keep: Array, new: Tree, old: Tree) -> Tree:
@@ -43,8 +46,9 @@ def _select(keep: Array, new: Tree, old: Tree) -> Tree:
 def _advance(old: EnvState, new: EnvState, alive: Array) -> tuple[EnvState, Array, Array]:
     """What a step does to episodes of which some were over: (state, reward [E], alive [E]).
 
-    An episode that is over stays where it is. One whose new state, observation or reward is not finite is over too: it
-    stays at its last finite state and that step earns 0, so that no NaN is ever stored, let alone differentiated.
+    An episode that is over stays where it is. One whose new state, observation or reward is not finite, or beyond
+    LIMIT, is over too: it stays at its last finite state and that step earns 0, so that no NaN is ever stored, let
+    alone differentiated.
     """
     chex.assert_rank([new.reward, new.done, alive], 1)
     ok = alive & _finite((new.physics, new.obs, new.reward), alive.shape[0])

@@ -1,0 +1,229 @@
+"""Faults done to real runs, and what is left of them. Every function returns (tried, survived, lost).
+
+A fault is survived when the final state equals the undisturbed run's bit for bit, or when what is impossible was
+refused in one line; lost counts what nobody was told of.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from fedjax_rl import build, checkpoint, rundir
+from fedjax_rl.arrays import state_hash
+
+SMALL = ("--preset", "tiny", "--env", "navigation", "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
+TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s")
+
+
+class Outcome(NamedTuple):
+    """How often a fault was tried, survived, and passed unnoticed."""
+
+    tried: int
+    survived: int
+    lost: int
+
+
+def start(*args: str, **options) -> subprocess.Popen:
+    """The command line in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "fedjax_rl", *args], **{**pipes, **options})
+
+
+def finish(*args: str, **options) -> tuple[int, str]:
+    """(exit code, what it said on stderr)."""
+    process = start(*args, **options)
+    _, errors = process.communicate(timeout=600)
+    return process.returncode, errors
+
+
+def new_run(out: Path, rounds: int, *more: str) -> tuple[str, ...]:
+    """The arguments of a small run that saves every round."""
+    return (
+        "train",
+        *SMALL,
+        "--rounds",
+        str(rounds),
+        "--save-every",
+        "1",
+        "--eval-every",
+        "0",
+        "--out",
+        str(out),
+        *more,
+    )
+
+
+def last_hash(run: Path) -> str:
+    """The hash of the newest state, verified."""
+    config = rundir.read_config(run)
+    like = build.abstract_state(build.make_run(config))
+    restored = checkpoint.restore(run / rundir.CHECKPOINTS, like, print)
+    assert restored.step == config.rounds, f"{run} ended at {restored.step}"
+    return state_hash(restored.state)
+
+
+def records(run: Path) -> list[dict]:
+    """The metrics without times."""
+    lines = rundir.read_lines(run / rundir.METRICS)
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def undisturbed(home: Path, rounds: int) -> Path:
+    """A run that nothing happened to."""
+    run = home / f"whole{rounds}"
+    if not run.exists():
+        code, errors = finish(*new_run(run, rounds))
+        assert code == 0, errors
+    return run
+
+
+def kills(home: Path, count: int) -> Outcome:
+    """SIGKILL at a random moment, `count` times on one run, each followed by a resume."""
+    rounds, run, draw = 3 * count + 5, home / "killed", random.Random(0)
+    survived, command = 0, new_run(run, rounds)
+    for _ in range(count):
+        begun = len(records(run)) if run.exists() else 0
+        process = start(*command)
+        while process.poll() is None and len(records(run)) <= begun:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        survived += process.returncode == -signal.SIGKILL
+        command = ("resume", str(run))
+    code, errors = finish(*command)
+    assert code == 0, errors
+    equal = last_hash(run) == last_hash(undisturbed(home, rounds))
+    equal &= records(run) == records(undisturbed(home, rounds))
+    return Outcome(count, survived if equal else 0, 0 if equal else count)
+
+
+def signals(home: Path) -> Outcome:
+    """SIGINT and SIGTERM: the round ends, the state is saved, exit 130 and 143; resumed, it equals the whole run."""
+    survived = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        run = home / signal.Signals(number).name
+        process = start(*new_run(run, 40))
+        while process.poll() is None and not (run.exists() and records(run)):
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=600)
+        said = f"continue with: fedjax-rl resume {run}" in errors
+        code, _ = finish("resume", str(run))
+        equal = last_hash(run) == last_hash(undisturbed(home, 40))
+        survived += process.returncode == 128 + number and said and code == 0 and equal
+    return Outcome(2, survived, 0)
+
+
+def corruptions(home: Path, places: int) -> Outcome:
+    """Every file of the newest step deleted, emptied, cut in half, and one bit flipped at so many places."""
+    whole, draw, tried, survived = undisturbed(home, 5), random.Random(1), 0, 0
+    like = build.abstract_state(build.make_run(rundir.read_config(whole)))
+    before = state_hash(checkpoint.restore(whole / rundir.CHECKPOINTS, like, print, 4).state)
+    names = [p.relative_to(whole) for p in (whole / rundir.CHECKPOINTS / "5").rglob("*") if p.is_file()]
+    for name in sorted([*names, Path(rundir.CHECKPOINTS, "5.digest.json")]):
+        for damage in damages((whole / name).stat().st_size, places, draw):
+            copy = home / "damaged"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(whole, copy)
+            damage(copy / name)
+            said: list[str] = []
+            restored = checkpoint.restore(copy / rundir.CHECKPOINTS, like, said.append)
+            # a step whose digest is gone is unfinished: it is passed over without a word
+            named = any(name.name in line for line in said) or (not said and not (copy / name).exists())
+            tried, survived = tried + 1, survived + (state_hash(restored.state) == before and named)
+    return Outcome(tried, survived, tried - survived)
+
+
+def damages(size: int, places: int, draw: random.Random) -> list[Callable[[Path], None]]:
+    """What is done to a file of that size."""
+
+    def flip(place: int) -> Callable[[Path], None]:
+        def do(path: Path) -> None:
+            content = bytearray(path.read_bytes())
+            content[place // 8] ^= 1 << place % 8
+            path.write_bytes(content)
+
+        return do
+
+    flips = [flip(draw.randrange(8 * size)) for _ in range(places)] if size else []
+    cut = [lambda path: os.truncate(path, size // 2), lambda path: os.truncate(path, 0)] if size else []
+    return [Path.unlink, *cut, *flips]
+
+
+def repeated(home: Path) -> Outcome:
+    """Two fresh processes with one seed: equal files but for the time fields."""
+    runs = [undisturbed(home, 5), home / "again"]
+    code, errors = finish(*new_run(runs[1], 5))
+    assert code == 0, errors
+    files = [(run / rundir.METRICS).read_text().splitlines() for run in runs]
+    plain = [[json.dumps({k: v for k, v in json.loads(line).items() if k not in TIMES}) for line in f] for f in files]
+    equal = plain[0] == plain[1] and last_hash(runs[0]) == last_hash(runs[1])
+    return Outcome(1, int(equal), int(not equal))
+
+
+def full_disk(home: Path) -> Outcome:
+    """No file may grow beyond 20 kB: the next checkpoint cannot be written; the older ones stay and serve."""
+    run = home / "full"
+    shutil.copytree(undisturbed(home, 5), run)
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    code, errors = finish("resume", str(run), "--rounds", "8", preexec_fn=small_files)
+    refused = code == 1 and "cannot save" in errors and "Traceback" not in errors
+    intact = 5 in checkpoint.steps(run / rundir.CHECKPOINTS)
+    again, _ = finish("resume", str(run), "--rounds", "8")
+    equal = again == 0 and last_hash(run) == last_hash(undisturbed(home, 8))
+    return Outcome(1, int(refused and intact and equal), 0)
+
+
+INVALID = [
+    *[
+        ("--" + name, "0")
+        for name in ("num-clients", "clients-per-round", "rounds", "episodes", "local-steps", "hidden")
+    ],
+    *[("--" + name, "-1") for name in ("seed", "inner-lr", "local-lr", "server-lr", "max-change-norm", "save-every")],
+    *[("--" + name, "nan") for name in ("discount", "gae-lambda", "clip", "entropy-coef", "value-coef", "inner-lr")],
+    *[("--" + name, "x") for name in ("env", "backend", "observation", "activation", "selection", "surrogate")],
+    *[("--" + name, "1.5") for name in ("rounds", "seed", "adapt-steps", "new-clients", "eval-every", "eval-clients")],
+    ("--discount", "1.01"),
+    ("--gae-lambda", "2"),
+    ("--server", "adamm"),
+    ("--order", "third"),
+    ("--critic", "none"),
+    ("--clients-per-round", "201"),
+    ("--client-batch", "999"),
+    ("--serverlr", "1"),
+    ("--config", "missing.toml"),
+    ("--preset", "huge"),
+]
+
+
+def invalid(home: Path) -> tuple[Outcome, float]:
+    """Configurations that cannot be: one line, exit code 2, nothing written; and the slowest answer in seconds."""
+    refused, slowest = 0, 0.0
+    for option in INVALID:
+        out, began = home / "invalid", time.perf_counter()
+        code, errors = finish("train", *option, "--out", str(out))
+        slowest = max(slowest, time.perf_counter() - began)
+        refused += code == 2 and errors.count("\n") == 1 and not out.exists()
+    return Outcome(len(INVALID), refused, len(INVALID) - refused), slowest
+
+
+def use_cache(home: Path) -> None:
+    """All these processes compile the same programs: once is enough."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", None)
