@@ -61,7 +61,15 @@ def test_rows_come_back_in_order_whatever_their_types(count):
     def fn(scale, x, key, number, nothing):
         del nothing
         noise = jax.random.normal(key, (3,))
-        return {"f": scale * x + noise, "key": key, "int": number, "bool": x > 0, "empty": jnp.zeros((0,), jnp.int8)}
+        sums = jnp.stack([x.sum(), noise.sum()])
+        return {
+            "f": scale * x + noise,
+            "s": sums,
+            "key": key,
+            "int": number,
+            "bool": x > 0,
+            "empty": jnp.zeros((0,), jnp.int8),
+        }
 
     keys = jax.random.split(jax.random.key(0), count)
     x = np.arange(3.0 * count, dtype=np.float32).reshape(count, 3) - count
