@@ -7,7 +7,6 @@ refused in one line; lost counts what nobody was told of.
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -34,15 +33,16 @@ class Outcome(NamedTuple):
     lost: int
 
 
-def start(*args: str, **options) -> subprocess.Popen:
-    """The command line in a process of its own."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "fedjax_rl", *args], **{**pipes, **options})
+def start(*args: str, kilobytes: int | None = None) -> subprocess.Popen:
+    """The command line in a process of its own, whose files may not grow beyond so many kilobytes."""
+    limit = [] if kilobytes is None else ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash"]
+    command = [*limit, sys.executable, "-m", "fedjax_rl", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(*args: str, **options) -> tuple[int, str]:
+def finish(*args: str, kilobytes: int | None = None) -> tuple[int, str]:
     """(exit code, what it said on stderr)."""
-    process = start(*args, **options)
+    process = start(*args, kilobytes=kilobytes)
     _, errors = process.communicate(timeout=600)
     return process.returncode, errors
 
@@ -177,11 +177,7 @@ def full_disk(home: Path) -> Outcome:
     """No file may grow beyond 20 kB: the next checkpoint cannot be written; the older ones stay and serve."""
     run = home / "full"
     shutil.copytree(undisturbed(home, 5), run)
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    code, errors = finish("resume", str(run), "--rounds", "8", preexec_fn=small_files)
+    code, errors = finish("resume", str(run), "--rounds", "8", kilobytes=20)
     refused = code == 1 and "cannot save" in errors and "Traceback" not in errors
     intact = 5 in checkpoint.steps(run / rundir.CHECKPOINTS)
     again, _ = finish("resume", str(run), "--rounds", "8")
