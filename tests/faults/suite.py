@@ -179,6 +179,8 @@ def full_disk(home: Path) -> Outcome:
     shutil.copytree(undisturbed(home, 5), run)
     code, errors = finish("resume", str(run), "--rounds", "8", kilobytes=20)
     refused = code == 1 and "cannot save" in errors and "Traceback" not in errors
+    if not refused:
+        print(code, errors)
     intact = 5 in checkpoint.steps(run / rundir.CHECKPOINTS)
     again, _ = finish("resume", str(run), "--rounds", "8")
     equal = again == 0 and last_hash(run) == last_hash(undisturbed(home, 8))
