@@ -10,6 +10,7 @@ from _reference import advance, load, place, relative_error
 from fedjax_rl.envs import ant, dynamics, half_cheetah, make_env
 from fedjax_rl.envs.physics import Factors, make_physics
 from fedjax_rl.envs.physics.mjx import inverse_weights
+from fedjax_rl.envs.physics.native import _Stepper, compile_model
 
 MODELS = {"half_cheetah": half_cheetah.half_cheetah_model, "ant": ant.ant_model}
 SIZES = {"half_cheetah": (7, 6), "ant": (13, 8)}  # bodies, motors
@@ -106,8 +107,22 @@ def test_many_sizes_share_one_physics(robot):
     ctrl, factors = jnp.full(model.nu, 0.5), ones(robot, geom_friction=jnp.float32(0.7), body_mass=jnp.float32(1.3))
     alone = np.asarray(physics.step(state, ctrl, factors).engine)
     for size in [*range(1, 12), 1]:
-        many = jax.vmap(physics.step, (None, None, None), axis_size=size)(state, ctrl, factors)
-        np.testing.assert_array_equal(many.engine, np.repeat(alone[None], size, axis=0))
+        many = jax.tree.map(lambda x: jnp.repeat(x[None], size, axis=0), state)
+        after = jax.vmap(physics.step, (0, None, None))(many, ctrl, factors)
+        np.testing.assert_array_equal(after.engine, np.repeat(alone[None], size, axis=0))
+
+
+def test_factors_that_change_in_place_are_noticed():
+    """The memory of a callback's arguments is lent for the call: what was written last is a copy of it."""
+    model = ant.ant_model()
+    stepper = _Stepper(compile_model(model.xml), model.frame_skip)
+    start = stepper.init(np.float32(stepper.model.qpos0), np.zeros(14, np.float32))[2]
+    ctrl, factors = np.full(8, 0.5, np.float32), Factors(*map(np.array, ones("ant")))
+    before = stepper.step(start, ctrl, factors)
+    factors.actuator_gear[:] = 0.0
+    after = stepper.step(start, ctrl, factors)
+    np.testing.assert_array_equal(after[2], stepper.step(start, np.zeros_like(ctrl), None)[2])
+    assert (after[1] != before[1]).any()
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
