@@ -31,13 +31,16 @@ ALLOWED = {
     "presets": {"config"},
     "sweep": {"config"},
     "groups": {"config", "rundir"},
+    "render_gif": {"config"},
+    "render_html": {"envs"},
     "plot": {"config", "groups", "metrics"},
     "report": {"command_options", "groups", "metrics", "plot"},
 }
 ONLY_IN = {
-    "mujoco": ("envs/physics/", "bench/"),
+    "mujoco": ("envs/physics/", "render_gif.py", "bench/"),
     "orbax": ("checkpoint.py",),
-    "brax": ("envs/brax.py", "bench/peers.py"),
+    "brax": ("envs/brax.py", "render_html.py", "bench/peers.py"),
+    "PIL": ("render_gif.py",),
     "flax": ("rl/",),
     "tyro": ("arguments.py", "command_options.py"),
     "rich": ("progress.py",),

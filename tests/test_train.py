@@ -264,3 +264,24 @@ def test_a_second_signal_acts_as_usual():
         assert caught == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+
+
+def test_tasks_of_several_arrays_train_resume_evaluate_and_sweep(tmp_path, capsys):
+    """Robots of their own: two rounds are one and one resumed, `eval` repeats the last one, a sweep draws alike."""
+    argv = "--preset tiny --env half_cheetah/dynamics --hidden 4 --num-clients 4 --clients-per-round 2 --new-clients 0"
+    argv = [*argv.split(), "--order", "first", "--adapt-steps", "1", "--local-steps", "1", "--quiet"]
+    whole, parts, swept = (str(tmp_path / name) for name in ("whole", "parts", "swept"))
+    assert cli.main(["train", *argv, "--out", whole]) == 0
+    assert cli.main(["train", *argv, "--out", parts, "--rounds", "1"]) == 0
+    assert cli.main(["resume", parts, "--rounds", "2", "--quiet"]) == 0
+    assert final_hash(tmp_path / "parts") == final_hash(tmp_path / "whole")
+    capsys.readouterr()
+    assert cli.main(["eval", whole, "--json"]) == 0
+    returns = json.loads(capsys.readouterr().out)["returns"]
+    assert returns == rundir.read_lines(tmp_path / "whole" / "eval.jsonl")[-1]["eval/returns"]
+    assert cli.main(["sweep", *argv, "--seeds", "0:2", "--rounds", "1", "--out", swept]) == 0
+    run = build.make_run(rundir.read_config(tmp_path / "whole"))
+    paths = [tmp_path / "parts", *rundir.read_sweep(tmp_path / "swept")[0]]
+    states = [checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state for path in paths]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), states[0].tasks, states[1].tasks)
+    assert (np.asarray(states[1].tasks.mass) != np.asarray(states[2].tasks.mass)).all()

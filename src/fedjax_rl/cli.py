@@ -17,6 +17,7 @@ commands:
   sweep [ALGORITHM]   seeds and a grid of values side by side: --seeds 0:5 --grid server_lr=5e-4,1e-3
   resume RUN          continue an interrupted run or sweep, or prolong a run with --rounds K
   eval RUN            returns before adaptation and after each step, all clients or new ones
+  render RUN          clients before and after adaptation, as --out a.gif or a.html
   report RUN...       tables and a figure of finished runs, seeds taken together
   bench WHAT          speed and memory of this machine, beside its limits and other tools
   doctor              versions, devices and a check of the physics
@@ -126,6 +127,23 @@ def _no_checkpoint(path: object) -> int:
     return 4
 
 
+def _render(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+    from fedjax_rl import rundir
+
+    options = known.parse_command(known.RenderOptions, argv, "render")
+    options.check(rundir.read_config(options.run))
+    if not rundir.has_checkpoint(options.run):
+        return _no_checkpoint(options.run)
+    if options.out.suffix == ".gif":
+        from fedjax_rl import render_gif
+
+        render_gif.prepare()
+    from fedjax_rl.commands import render
+
+    return render(options)
+
+
 def _report(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
 
@@ -168,6 +186,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": _sweep,
     "resume": _resume,
     "eval": _eval,
+    "render": _render,
     "report": _report,
     "bench": _bench,
     "doctor": _doctor,

@@ -10,8 +10,10 @@ from typing import Any
 import tyro
 
 from fedjax_rl.arguments import MachineOptions, options, parse
-from fedjax_rl.config import CONFIGS, ENV_NAMES, SERVER_NAMES, ConfigError, nearest
+from fedjax_rl.config import CONFIGS, ENV_NAMES, SERVER_NAMES, Config, ConfigError, nearest
 from fedjax_rl.presets import PRESETS
+
+ROBOTS = ("half_cheetah", "ant")  # environments that can be rendered
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class EvalOptions(MachineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.best and self.step is not None:
-            raise ConfigError("--best and --step exclude each other; give one")
+        _exclusive("best", self.best, "step", self.step)
         _one_of("clients", self.clients, ("all", "new"))
         _one_of("model", self.model, ("personal", "global"))
         _one_of("backend", self.backend, ("auto", "native", "mjx"))
@@ -67,6 +68,50 @@ class EvalOptions(MachineOptions):
         if not all(0 <= rate <= 100 for rate in rates):
             raise ConfigError(f"--adapt-lr {self.adapt_lr}: must be numbers from 0 to 100 separated by commas")
         return rates
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Film clients before and after adaptation, side by side: one checkpoint, one initial state, the same noise."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    out: Path  # file to write: .gif (needs OpenGL) or .html (a viewer for a browser)
+    client: int | None = None  # the client to show (default: 0)
+    clients: str | None = None  # several clients, one below the other, e.g. 0,1,2,3
+    adapt_steps: int = 1  # adaptation steps between before and after
+    step: int | None = None  # round of the checkpoint (default: the newest good one)
+    best: bool = False  # the checkpoint with the highest evaluated return after one step
+
+    def __post_init__(self) -> None:
+        _exclusive("best", self.best, "step", self.step)
+        _exclusive("client", self.client, "clients", self.clients)
+        _at_least("adapt-steps", self.adapt_steps, 1)
+        _at_least("step", self.step, 0)
+        if self.out.suffix not in (".gif", ".html"):
+            raise ConfigError(f"--out {self.out}: the name must end in .gif or .html")
+        if self.out.exists():
+            raise ConfigError(f"--out {self.out} exists; remove it or choose another name")
+        if not self.out.parent.is_dir():
+            raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
+        self.ids()
+
+    def ids(self) -> tuple[int, ...]:
+        """The clients' numbers."""
+        if self.clients is None:
+            return (self.client or 0,)
+        try:
+            return tuple(int(part) for part in self.clients.split(","))
+        except ValueError:
+            raise ConfigError(f"--clients {self.clients}: must be client numbers separated by commas") from None
+
+    def check(self, config: Config) -> None:
+        """Refuse what this run cannot show."""
+        if config.env.split("/")[0] not in ROBOTS:
+            robots = " and ".join(f"{robot}/*" for robot in ROBOTS)
+            raise ConfigError(f"{self.run} is a run of {config.env}, which has no picture; render shows {robots}")
+        for number in self.ids():
+            if not 0 <= number < config.num_clients:
+                raise ConfigError(f"client {number} is unknown: this run has the clients 0 to {config.num_clients - 1}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +206,11 @@ def show_list(as_json: bool) -> int:
 def _at_least(name: str, value: int | None, low: int) -> None:
     if value is not None and value < low:
         raise ConfigError(f"--{name} {value}: must be at least {low}")
+
+
+def _exclusive(name: str, value: object, other: str, other_value: object) -> None:
+    if value not in (None, False) and other_value is not None:
+        raise ConfigError(f"--{name} and --{other} exclude each other; give one")
 
 
 def _one_of(name: str, value: str | None, legal: tuple[str, ...]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fedjax_rl import checkpoint, metrics, rundir, runner, scoring
 from fedjax_rl import train as training
-from fedjax_rl.build import abstract_state, make_run
-from fedjax_rl.command_options import EvalOptions, ReportOptions, ResumeOptions
+from fedjax_rl.build import Run, abstract_state, make_run
+from fedjax_rl.command_options import EvalOptions, RenderOptions, ReportOptions, ResumeOptions
 from fedjax_rl.config import Config
 from fedjax_rl.progress import Reporter
 from fedjax_rl.report import report
@@ -33,14 +33,9 @@ def evaluate(options: EvalOptions) -> int:
     """A table of returns at one checkpoint."""
     config = rundir.read_config(options.run)
     config = replace(config, backend=options.backend or config.backend)
-    run, directory = make_run(config), options.run / rundir.CHECKPOINTS
-    try:
-        step = checkpoint.best_step(directory) if options.best else options.step
-        if options.best and step is None:
-            raise checkpoint.NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best")
-        restored = checkpoint.restore(directory, abstract_state(run), _warn, step)
-    except checkpoint.NoCheckpoint as error:
-        _warn(f"fedjax-rl: {error}")
+    run = make_run(config)
+    restored = _restored(run, options)
+    if restored is None:
         return 4
     steps = config.adapt_steps if options.adapt_steps is None else options.adapt_steps
     evaluation = scoring.make_evaluation(run, options.rates(config.inner_lr), steps, options.model)
@@ -57,6 +52,18 @@ def evaluate(options: EvalOptions) -> int:
         print(json.dumps({**record, **summary, "returns": returns}))
     else:
         print(metrics.table({f"{options.clients} clients, round {restored.step}": summary}))
+    return 0
+
+
+def render(options: RenderOptions) -> int:
+    """A GIF or a page of clients before and after adaptation."""
+    from fedjax_rl.render import render as write
+
+    run = make_run(rundir.read_config(options.run))
+    restored = _restored(run, options)
+    if restored is None:
+        return 4
+    write(run, restored.state, options)
     return 0
 
 
@@ -79,6 +86,19 @@ def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: boo
         _warn(f"fedjax-rl: all {len(members)} runs of {out} diverged, so there is nothing to report")
         return 3
     return 0 if rundir.is_reader() else report(ReportOptions((out,), json=as_json))
+
+
+def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Restored | None:
+    """The checkpoint that the options ask for; None, and a line, where there is none."""
+    directory = options.run / rundir.CHECKPOINTS
+    try:
+        step = checkpoint.best_step(directory) if options.best else options.step
+        if options.best and step is None:
+            raise checkpoint.NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best")
+        return checkpoint.restore(directory, abstract_state(run), _warn, step)
+    except checkpoint.NoCheckpoint as error:
+        _warn(f"fedjax-rl: {error}")
+        return None
 
 
 def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:

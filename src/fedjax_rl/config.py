@@ -12,8 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 ENV_NAMES = (
     "half_cheetah/direction",
     "half_cheetah/velocity",
+    "half_cheetah/dynamics",
     "ant/direction",
     "ant/velocity",
+    "ant/dynamics",
     "navigation",
     "probe/constant",
     "probe/target",

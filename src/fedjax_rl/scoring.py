@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl import checkpoint, metrics, rundir, simulate
+from fedjax_rl import checkpoint, metrics, rundir, simulate, trees
 from fedjax_rl.build import Group, Run, make_run
-from fedjax_rl.evaluate import make_evaluate
+from fedjax_rl.evaluate import column_keys, make_evaluate, make_steps
 from fedjax_rl.placement import make_mesh, map_clients
 from fedjax_rl.types import Array, Tree
 
@@ -108,11 +108,28 @@ def score_at(directory: Path, number: int) -> float:
 
 def old_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:
     """Returns [count][k+1] of the federation's first clients."""
-    key = simulate.stream(state.key, simulate.EVALUATE, state.round)
     clients, tasks = jax.tree.map(lambda x: x[:count], (state.clients, state.tasks))
     if evaluation.model == "global":
         clients = _without_a_past(evaluation.run, state, count)
-    return evaluation.score(clients, tasks, state, key)
+    return evaluation.score(clients, tasks, state, _old_key(state))
+
+
+def adapted(run: Run, state: simulate.State, ids: Array, steps: int) -> tuple[Tree, Tree]:
+    """The models [n] of the federation's clients `ids` [n] before adaptation and after `steps` of it.
+
+    They are the models whose returns `old_clients` measures: the same episodes, rate and start.
+    """
+    start, column = make_steps(lambda values: (run.problem, run.algorithm))
+    clients = _without_a_past(run, state, run.config.num_clients) if run.config.model == "global" else state.clients
+    clients, tasks, shared = trees.take(clients, ids), trees.take(state.tasks, ids), state.server.shared
+    before = models = start(None, shared, clients, tasks)
+    for j in range(steps):
+        _, models = column(None, shared, clients, models, tasks, column_keys(_old_key(state), j, ids))
+    return before, models
+
+
+def _old_key(state: simulate.State) -> Array:
+    return simulate.stream(state.key, simulate.EVALUATE, state.round)
 
 
 def new_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:

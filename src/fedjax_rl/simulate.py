@@ -13,7 +13,7 @@ from fedjax_rl import placement, trees
 from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
-INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
+INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE, FILM = range(11)
 
 
 class State(NamedTuple):

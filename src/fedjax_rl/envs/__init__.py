@@ -18,8 +18,10 @@ def _pure(make: Callable[[], Env]) -> Callable[..., Env]:
 ENVS: dict[str, Callable[..., Env]] = {
     "half_cheetah/direction": half_cheetah.direction,
     "half_cheetah/velocity": half_cheetah.velocity,
+    "half_cheetah/dynamics": half_cheetah.dynamics,
     "ant/direction": ant.direction,
     "ant/velocity": ant.velocity,
+    "ant/dynamics": ant.dynamics,
     "navigation": _pure(navigation.navigation),
     "probe/constant": _pure(probes.constant),
     "probe/target": _pure(probes.target),

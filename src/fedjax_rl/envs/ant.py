@@ -1,8 +1,10 @@
 """Ant: run in a direction, or at a speed (Finn et al., MAML, 2017; Liu, Xu, Wu, Jiang 2024, Section 4.1).
+Or run forwards, each client with a robot of its own (`dynamics`).
 
 With u the clipped control and v the torso's mean velocity along x over the step (m/s):
     direction d in {1, -1}:   r = d v + 0.05 - 0.005 |u|^2
     velocity g ~ U[0, 3]:     r = 1 - |v - g| + 0.05 - 0.005 |u|^2
+    dynamics:                 r = v + 0.05 - 0.005 |u|^2
 An episode ends, after at most 100 steps of 0.05 s, with the step that leaves the torso's height outside [0.2, 1.0] m
 or a state not finite; that step's reward counts. The contact cost is zero in this lineage. Standing still earns +5 over
 the directions and -45 on average over the speeds; perfect tracking of a speed earns +105.
@@ -14,11 +16,12 @@ line-search iterations on MJX bring the 99th percentile of the one-step error of
 
 import jax.numpy as jnp
 
+from fedjax_rl.envs import dynamics as robots
 from fedjax_rl.envs import mujoco_env, tasks
 from fedjax_rl.envs.base import Env, EnvSpec
 from fedjax_rl.envs.physics import Model
 
-_NQ, _NV, _NU = 15, 14, 8
+_NQ, _NV, _NU, _BODIES = 15, 14, 8, 13
 _QPOS0 = (0.0, 0.0, 0.75, 1.0) + (0.0,) * 11
 _HEIGHTS = (0.2, 1.0)  # m
 _CONTROL_COST = 0.005
@@ -67,6 +70,11 @@ def direction_reward(speed, effort, task):
     return task * speed + _SURVIVAL - _CONTROL_COST * effort
 
 
+def dynamics_reward(speed, effort, task):
+    """v + 0.05 - 0.005 |u|^2, whatever the task."""
+    return direction_reward(speed, effort, 1.0)
+
+
 def velocity_reward(speed, effort, task):
     """1 - |v - g| + 0.05 - 0.005 |u|^2."""
     return 1.0 - jnp.abs(speed - task) + _SURVIVAL - _CONTROL_COST * effort
@@ -77,7 +85,7 @@ def ant_model() -> Model:
     return Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_iterations=8, mjx_ls_iterations=8)
 
 
-def _make(name, reward, sample_tasks, backend, observation) -> Env:
+def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
     body = mujoco_env.Body(
         model=ant_model(),
         qpos0=_QPOS0,
@@ -88,7 +96,7 @@ def _make(name, reward, sample_tasks, backend, observation) -> Env:
     )
     size, inputs = (41, _LINEAGE_INPUTS) if observation == "maml" else (27, 27)
     spec = EnvSpec(name, observation_size=size, action_size=_NU, horizon=100, init_inputs=inputs)
-    return mujoco_env.make_mujoco_env(body, reward, sample_tasks, spec, backend)
+    return mujoco_env.make_mujoco_env(body, reward, sample_tasks, spec, backend, **more)
 
 
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
@@ -99,3 +107,9 @@ def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along x at the task's speed, U[0, 3] m/s."""
     return _make("ant/velocity", velocity_reward, tasks.uniform(0.0, 3.0), backend, observation)
+
+
+def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
+    """Run forwards along x with the task's masses, friction and gears."""
+    sample = robots.log_uniform(_BODIES, _NU)
+    return _make("ant/dynamics", dynamics_reward, sample, backend, observation, factors=robots.factors)

@@ -1,19 +1,22 @@
 """Half-cheetah: run in a direction, or at a speed (Finn et al., MAML, 2017; Liu, Xu, Wu, Jiang 2024, Section 4.1).
+Or run forwards, each client with a robot of its own (`dynamics`).
 
 With u the clipped control and v the torso's mean velocity over the step (m/s):
     direction d in {1, -1}:   r = d v - 0.05 |u|^2
     velocity g ~ U[0, 2]:     r = -|v - g| - 0.05 |u|^2
+    dynamics:                 r = v - 0.05 |u|^2
 An episode never ends before its 200 steps of 0.05 s. Standing still earns 0, or -200 on average over the speeds;
 perfect tracking of a speed earns 0.
 """
 
 import jax.numpy as jnp
 
+from fedjax_rl.envs import dynamics as robots
 from fedjax_rl.envs import mujoco_env, tasks
 from fedjax_rl.envs.base import Env, EnvSpec
 from fedjax_rl.envs.physics import Model
 
-_NQ, _NV, _NU = 9, 9, 6
+_NQ, _NV, _NU, _BODIES = 9, 9, 6, 7
 _TORSO_HEIGHT = 0.7  # m, the torso's origin at rootz = 0
 _CONTROL_COST = 0.05
 
@@ -37,6 +40,11 @@ def direction_reward(speed, effort, task):
     return task * speed - _CONTROL_COST * effort
 
 
+def dynamics_reward(speed, effort, task):
+    """v - 0.05 |u|^2, whatever the task."""
+    return direction_reward(speed, effort, 1.0)
+
+
 def velocity_reward(speed, effort, task):
     """-|v - g| - 0.05 |u|^2."""
     return -jnp.abs(speed - task) - _CONTROL_COST * effort
@@ -47,7 +55,7 @@ def half_cheetah_model() -> Model:
     return Model(mujoco_env.load_asset("half_cheetah.xml"), frame_skip=5)
 
 
-def _make(name, reward, sample_tasks, backend, observation) -> Env:
+def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
     body = mujoco_env.Body(
         model=half_cheetah_model(),
         qpos0=(0.0,) * _NQ,
@@ -58,7 +66,7 @@ def _make(name, reward, sample_tasks, backend, observation) -> Env:
     )
     size = 20 if observation == "maml" else 17
     spec = EnvSpec(name, observation_size=size, action_size=_NU, horizon=200, init_inputs=size)
-    return mujoco_env.make_mujoco_env(body, reward, sample_tasks, spec, backend)
+    return mujoco_env.make_mujoco_env(body, reward, sample_tasks, spec, backend, **more)
 
 
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
@@ -69,3 +77,10 @@ def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run at the task's speed, U[0, 2] m/s."""
     return _make("half_cheetah/velocity", velocity_reward, tasks.uniform(0.0, 2.0), backend, observation)
+
+
+def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
+    """Run forwards with the task's masses, friction and gears."""
+    sample = robots.log_uniform(_BODIES, _NU)
+    name = "half_cheetah/dynamics"
+    return _make(name, dynamics_reward, sample, backend, observation, factors=robots.factors)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rl.envs.base import Env, EnvSpec, EnvState
-from fedjax_rl.envs.physics import Model, make_physics
-from fedjax_rl.types import Array, Key
+from fedjax_rl.envs.physics import Factors, Model, make_physics
+from fedjax_rl.types import Array, Key, Task
 
 ACTION_SCALE = 10.0
 CONTROL_STEP = 0.05  # s between two actions
@@ -50,16 +50,18 @@ def choose_observation(choices: dict[str, Callable], name: str) -> Callable[[Arr
 
 def make_mujoco_env(
     body: Body,
-    reward: Callable[[Array, Array, Array], Array],
-    sample_tasks: Callable[[Key, int], Array],
+    reward: Callable[[Array, Array, Task], Array],
+    sample_tasks: Callable[[Key, int], Task],
     spec: EnvSpec,
     backend: str,
+    factors: Callable[[Task], Factors | None] = lambda task: None,
 ) -> Env:
     """An environment from a body and a reward (v, |u|^2, task) -> ().
 
     u = clip(a / 10, -1, 1) drives the motors and is charged for; a is what the policy's density sees. v is the mean
     velocity of the torso's origin over the step, (x_after - x_before) / 0.05 in m/s. Reset:
-    qpos = qpos0 + U(-0.1, 0.1) on every coordinate, qvel = 0.1 N(0, 1).
+    qpos = qpos0 + U(-0.1, 0.1) on every coordinate, qvel = 0.1 N(0, 1). `factors` is what a task makes of the model
+    (None: it stays as it is).
     """
     physics = make_physics(body.model, backend)
 
@@ -74,7 +76,7 @@ def make_mujoco_env(
 
     def step(state, action, task):
         ctrl = jnp.clip(action / ACTION_SCALE, -1.0, 1.0)
-        after = physics.step(state.physics, ctrl)
+        after = physics.step(state.physics, ctrl, factors(task))
         speed = (after.qpos[0] - state.physics.qpos[0]) / CONTROL_STEP
         done = body.done(after.qpos, after.qvel)
         gain = reward(speed, jnp.sum(ctrl**2), task)

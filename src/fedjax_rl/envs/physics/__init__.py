@@ -23,11 +23,34 @@ class PhysicsState(NamedTuple):
     engine: Tree
 
 
+class Factors(NamedTuple):
+    """By what one simulation's mjModel fields of these names are multiplied: a number () or one for each row.
+
+    body_mass and body_inertia [nbody], geom_friction [ngeom], actuator_gear [nu]. On both engines the constants that
+    MuJoCo derives from masses follow, as if the MJCF said the product (`mj_setConst`): the softness of contacts and
+    limits is relative to the inverse inertia that a body or joint feels.
+    """
+
+    body_mass: Array
+    body_inertia: Array
+    geom_friction: Array
+    actuator_gear: Array
+
+
+def scaled(field: Array, factor: Array) -> Array:
+    """A field [n, ...] times a factor () or [n], or both with the same leading axes."""
+    return field * factor.reshape(factor.shape + (1,) * (field.ndim - factor.ndim))
+
+
 class Physics(NamedTuple):
-    """init(qpos [nq], qvel [nv]) -> state; step(state, ctrl [nu]) -> state after `frame_skip` substeps. Not batched."""
+    """init(qpos [nq], qvel [nv]) -> state; step(state, ctrl [nu], factors) -> state after `frame_skip` substeps.
+
+    Not batched. Without factors (the default) a simulation is the model's own; `init` needs none, for a state is
+    positions and speeds, whatever the masses.
+    """
 
     init: Callable[[Array, Array], PhysicsState]
-    step: Callable[[PhysicsState, Array], PhysicsState]
+    step: Callable[..., PhysicsState]
 
 
 class Model(NamedTuple):

@@ -5,6 +5,10 @@ One `jax.pure_callback` carries the whole cohort: under `vmap` of `vmap` (client
 together (`vmap_method="broadcast_all"`) and are flattened into one batch. Inside the callback there is only NumPy:
 calling JAX there can deadlock.
 
+Factors make a batch whose model fields are per simulation. They are the same at every step of an episode, so what was
+written last is compared, and the fields are written anew only when it differs (800 half-cheetahs on two cores: 8 us to
+compare, 2.5 ms to write with mj_setConst, 11 ms for a step, which fields of one's own do not slow measurably).
+
 The carry is the float64 row (qpos, qvel, qacc_warmstart) bit-cast to uint32, so nothing is lost without x64. A
 diverged simulation is neither reset nor raised (errors raised in callbacks under `lax.scan` can be swallowed): it
 shows as non-finite qpos and qvel.
@@ -20,7 +24,7 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch, SimulationError
 
-from fedjax_rl.envs.physics import Model, Physics, PhysicsState
+from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
 
 _CACHED_BATCHES = 8
 _STEP_LOCK = threading.Lock()
@@ -38,7 +42,7 @@ def compile_model(xml: str) -> mujoco.MjModel:
 
 
 class _Stepper:
-    """One model's batches by size. A batch is not re-entrant and uses every core, so calls take turns.
+    """One model's batches by size, those with factors apart. A batch uses every core, so calls take turns.
 
     Rows are [qpos nq, qvel nv, qacc_warmstart nv] in float64, seen from JAX as twice as many uint32.
     """
@@ -48,16 +52,32 @@ class _Stepper:
             raise ValueError("models with actuator activations are not supported")
         self.model, self.frame_skip = model, frame_skip
         self.width = model.nq + 2 * model.nv
-        self.batches: OrderedDict[int, Batch] = OrderedDict()
+        self.batches: OrderedDict[tuple[int, bool], Batch] = OrderedDict()
+        self.written: dict[int, Factors] = {}
 
-    def batch(self, size: int) -> Batch:
-        """The batch of `size` simulations; the least recently used one makes way for a new size."""
-        if size not in self.batches:
-            self.batches[size] = Batch(self.model, nsim=size, nthread=os.cpu_count() or 1)
+    def batch(self, size: int, factors: Factors | None) -> Batch:
+        """The batch of `size` simulations; the least recently used one makes way for a new one."""
+        key = (size, factors is not None)
+        if key not in self.batches:
+            self.batches[key] = Batch(self.model, nsim=size, nthread=os.cpu_count() or 1)
             if len(self.batches) > _CACHED_BATCHES:
-                self.batches.popitem(last=False)
-        self.batches.move_to_end(size)
-        return self.batches[size]
+                (dropped, had_factors), _ = self.batches.popitem(last=False)
+                if had_factors:
+                    self.written.pop(dropped, None)
+        self.batches.move_to_end(key)
+        if factors is not None:
+            self.write(self.batches[key], factors)
+        return self.batches[key]
+
+    def write(self, batch: Batch, factors: Factors) -> None:
+        """Give every simulation of a batch its own model, unless it has it already; leaves of factors are [B, ...]."""
+        last = self.written.get(batch.nsim)
+        if last is not None and all(map(np.array_equal, last, factors)):
+            return
+        for name, factor in factors._asdict().items():
+            batch.expand(name)[:] = scaled(getattr(self.model, name)[None], factor)
+        batch.set_const()
+        self.written[batch.nsim] = Factors(*map(np.copy, factors))  # the arguments' memory is lent for one call
 
     def show(self, rows: np.ndarray, lead: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows [B, width] -> (qpos, qvel, engine) with the leading axes restored."""
@@ -68,13 +88,15 @@ class _Stepper:
         engine = rows.view(np.uint32)
         return qpos.reshape(*lead, nq), qvel.reshape(*lead, nv), engine.reshape(*lead, 2 * self.width)
 
-    def step(self, engine: np.ndarray, ctrl: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Host side of one environment step: engine [..., 2 width] uint32, ctrl [..., nu] float32."""
+    def step(self, engine, ctrl, factors: Factors | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Host side of one environment step: engine [..., 2 width] uint32, ctrl [..., nu] float32, factors [..., n]."""
         engine, ctrl = np.asarray(engine), np.asarray(ctrl)
         lead = engine.shape[:-1]
         rows_in = np.ascontiguousarray(engine).view(np.float64).reshape(-1, self.width)
+        if factors is not None:
+            factors = Factors(*[np.reshape(x, (-1, *x.shape[len(lead) :])) for x in map(np.asarray, factors)])
         with _STEP_LOCK:
-            batch = self.batch(len(rows_in))
+            batch = self.batch(len(rows_in), factors)
             rows = batch.state[:, 1 : 1 + self.width]  # column 0 is the time, which nothing reads
             rows[:] = rows_in
             batch.ctrl[:] = ctrl.reshape(-1, self.model.nu)
@@ -108,8 +130,8 @@ def make_native(model: Model) -> Physics:
         args = (qpos.astype(jnp.float32), qvel.astype(jnp.float32))
         return PhysicsState(*jax.pure_callback(stepper.init, shapes, *args, vmap_method="broadcast_all"))
 
-    def step(state, ctrl):
-        args = (state.engine, ctrl.astype(jnp.float32))
+    def step(state, ctrl, factors=None):
+        args = (state.engine, ctrl.astype(jnp.float32), factors)  # None is a tree without leaves: no argument
         return PhysicsState(*jax.pure_callback(stepper.step, shapes, *args, vmap_method="broadcast_all"))
 
     return Physics(init, step)

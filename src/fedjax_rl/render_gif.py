@@ -1,0 +1,116 @@
+"""Films as GIFs: MuJoCo's renderer draws the frames, Pillow labels and writes them (nobody else imports Pillow)."""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_rl.config import ConfigError
+
+WIDTH, HEIGHT = 240, 160  # pixels of a panel
+FRAME_MS = 50  # an environment step: real time
+TEXT = 10  # pixels
+DISTANCE, ELEVATION, LOOK_AT = 3.2, -12.0, 0.5  # m, degrees, m above the floor: of the camera, which looks along +y
+NO_GL = (
+    "no OpenGL to draw GIF frames with (MUJOCO_GL={gl}: {why}); install libegl1 and set MUJOCO_GL=egl, or libosmesa6 "
+    "and MUJOCO_GL=osmesa; or write a page, which needs none: --out NAME.html"
+)
+
+
+def prepare() -> None:
+    """Find out what is missing before anything is computed; MuJoCo must not have been imported before.
+
+    MuJoCo looks at MUJOCO_GL when it is imported: headless, unless there is a display or somebody chose otherwise.
+
+    Raises:
+      ConfigError: Pillow or OpenGL is missing.
+    """
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'") from None
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of GLFW, which says the same as its error
+            import mujoco
+
+            mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), HEIGHT, WIDTH).close()
+    except Exception as error:  # each of the OpenGL libraries fails in its own way
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(NO_GL.format(gl=os.environ.get("MUJOCO_GL", "not set"), why=why)) from None
+
+
+def make_writer(xml: str) -> Callable[[Sequence[Sequence[Any]]], bytes]:
+    """rows of panels -> a GIF that plays in real time; the panels of a row are side by side. `prepare` comes first."""
+
+    def write(rows: Sequence[Sequence[Any]]) -> bytes:
+        import mujoco
+
+        with mujoco.Renderer(_stage(xml), HEIGHT, WIDTH) as renderer:
+            panels = [[_frames(renderer, panel.qpos) for panel in row] for row in rows]
+        return _gif(panels, rows)
+
+    return write
+
+
+def _stage(xml: str) -> Any:
+    """The model with a chequered floor, without which nobody sees the robot move, a sky and a light."""
+    import mujoco
+
+    spec = mujoco.MjSpec.from_string(xml)
+    builtin, kind = mujoco.mjtBuiltin, mujoco.mjtTexture
+    sky = {"rgb1": [0.75, 0.82, 0.9], "rgb2": [0.95, 0.95, 0.95], "width": 64, "height": 64}
+    spec.add_texture(name="sky", type=kind.mjTEXTURE_SKYBOX, builtin=builtin.mjBUILTIN_GRADIENT, **sky)
+    tiles = {"rgb1": [0.35, 0.4, 0.45], "rgb2": [0.55, 0.6, 0.65], "width": 128, "height": 128}
+    spec.add_texture(name="tiles", type=kind.mjTEXTURE_2D, builtin=builtin.mjBUILTIN_CHECKER, **tiles)
+    floor = spec.add_material(name="tiles", texrepeat=[1, 1], texuniform=True)  # a chequer of 2 x 2 tiles on 1 m
+    floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "tiles"
+    spec.geom("floor").material = "tiles"
+    spec.geom("floor").size = [0, 0, 1]  # without an end: a good runner leaves 40 m behind it
+    for geom in spec.geoms:
+        if geom.name != "floor":
+            geom.rgba = [0.85, 0.45, 0.2, 1.0]
+    track, sun = mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtLightType.mjLIGHT_DIRECTIONAL
+    spec.body("torso").add_light(mode=track, pos=[0, 0, 4], dir=[0, 0.3, -1], type=sun)
+    return spec.compile()
+
+
+def _frames(renderer: Any, qpos: np.ndarray) -> list[np.ndarray]:
+    """Pictures [HEIGHT, WIDTH, 3] uint8 of poses [T, nq], seen from a camera that moves with the torso."""
+    import mujoco
+
+    model = renderer.model
+    data, camera = mujoco.MjData(model), mujoco.MjvCamera()
+    camera.distance, camera.elevation, camera.azimuth = DISTANCE, ELEVATION, 90.0
+    frames = []
+    for pose in qpos:
+        data.qpos[:] = pose
+        mujoco.mj_forward(model, data)
+        camera.lookat[:] = [*data.body("torso").xpos[:2], LOOK_AT]
+        renderer.update_scene(data, camera)
+        frames.append(renderer.render())
+    return frames
+
+
+def _gif(panels: Sequence[Sequence[Sequence[np.ndarray]]], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Frames [rows][columns][T] with their labels as one animation."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, frames = ImageFont.load_default(TEXT), []
+    for t in range(len(panels[0][0])):
+        image = Image.fromarray(np.vstack([np.hstack([panel[t] for panel in row]) for row in panels]))
+        draw = ImageDraw.Draw(image)
+        for i, row in enumerate(rows):
+            for j, panel in enumerate(row):
+                text = f"{panel.client}\n{panel.model}\nx = {panel.qpos[t, 0]:+.1f} m"
+                draw.text((j * WIDTH + 4, i * HEIGHT + 3), text, fill="black", font=font)
+        frames.append(image.quantize(64, dither=Image.Dither.NONE))
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    return file.getvalue()
