@@ -2,8 +2,9 @@
 
 gymnasium: Gymnasium's half-cheetah on our MJCF with a PyTorch policy, one environment in one process, and one process
 a core. pytorch round: the paper's FMRL round, first order, by that loop and PyTorch's gradients; timed on one client
-and multiplied by the cohort. brax: `brax.envs` half-cheetah on MJX, batched. client by client: our own update, compiled
-once and called for one client after the other. All are environment steps a second, policies included (brax: without).
+and multiplied by the cohort. brax: `brax.envs` half-cheetah on MJX, as many as the cohort has episodes at once. client
+by client: our own update, compiled once and called for one client after the other. All are environment steps a second,
+policies included (brax: without).
 """
 
 import concurrent.futures
@@ -19,7 +20,7 @@ from fedjax_rl.bench.round import make_sampling
 from fedjax_rl.bench.rows import Row, interleaved, median, row, timed
 from fedjax_rl.config import ConfigError
 
-HORIZON, EPISODES, LOCAL_STEPS, BRAX_BATCH = 200, 20, 5, 64
+HORIZON, EPISODES, LOCAL_STEPS, BRAX_STEPS = 200, 20, 5, 5
 GYM_STEPS = 4000
 
 
@@ -43,7 +44,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         "client by client": make_loop(run, state, cohort),
         "gymnasium": lambda: gymnasium_loop(GYM_STEPS),
         "pytorch client": pytorch_client,
-        "brax": make_brax(),
+        "brax": make_brax(cohort * EPISODES),
     }
     seconds = {name: median(found) for name, found in interleaved(fns, repeats).items()}
     cores, steps = os.cpu_count() or 1, run.env_steps_per_round
@@ -54,7 +55,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         "client by client": steps / seconds["client by client"],
         "gymnasium, one process": GYM_STEPS / seconds["gymnasium"],
         "gymnasium, a process a core": per_core * cores,
-        "brax": BRAX_BATCH * HORIZON / 10 / seconds["brax"],
+        "brax": cohort * EPISODES * BRAX_STEPS / seconds["brax"],
     }
     ratios = {
         "round over brax": speeds["round"] / speeds["brax"],
@@ -80,14 +81,14 @@ def make_loop(run: build.Run, state: simulate.State, cohort: int):
     return loop
 
 
-def make_brax():
-    """() -> a tenth of an episode of a batch of Brax's half-cheetahs."""
+def make_brax(size: int):
+    """() -> some steps of `size` of Brax's half-cheetahs under random actions."""
     from brax import envs
 
     env = envs.get_environment("halfcheetah", backend="mjx")
-    keys = jax.random.split(jax.random.key(0), BRAX_BATCH)
+    keys = jax.random.split(jax.random.key(0), size)
     start = jax.jit(jax.vmap(env.reset))(jax.random.key_data(keys))
-    actions = jax.random.uniform(jax.random.key(1), (HORIZON // 10, BRAX_BATCH, env.action_size), minval=-1)
+    actions = jax.random.uniform(jax.random.key(1), (BRAX_STEPS, size, env.action_size), minval=-1)
     run = jax.jit(lambda s: jax.lax.scan(lambda s, a: (jax.vmap(env.step)(s, a), None), s, actions)[0].obs)
     return lambda: run(start)
 
