@@ -63,7 +63,7 @@ def test_mistakes_are_one_line_and_exit_2(line, message, capsys, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", "list", "train --print-config", "train --roundz 3", "eval x", "train x", "report x"]
+    "line", ["--help", "list", "train --print-config", "train --roundz 3", "eval x", "train x", "report x", "render x"]
 )
 def test_light_answers_import_neither_jax_nor_mujoco(line):
     code = (
@@ -72,7 +72,7 @@ def test_light_answers_import_neither_jax_nor_mujoco(line):
     )
     # the exit code is the last line's first word
     done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=True)
-    want = "2" if line in ("train --roundz 3", "eval x", "train x", "report x") else "0"
+    want = "2" if line in ("train --roundz 3", "eval x", "train x", "report x", "render x") else "0"
     assert done.stdout.splitlines()[-1] == f"{want} False False"
 
 

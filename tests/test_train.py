@@ -285,3 +285,14 @@ def test_tasks_of_several_arrays_train_resume_evaluate_and_sweep(tmp_path, capsy
     states = [checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state for path in paths]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), states[0].tasks, states[1].tasks)
     assert (np.asarray(states[1].tasks.mass) != np.asarray(states[2].tasks.mass)).all()
+
+
+def test_films_of_pfedme_start_from_the_global_model_as_its_evaluations_do():
+    values = {f.name: getattr(SMALL, f.name) for f in fields(Config)} | {"clients_per_round": 6}
+    run = build.make_run(CONFIGS["pfedme"](**values))
+    state, _ = jax.jit(run.simulation.round)(build.initial_state(run))
+    before, after = scoring.adapted(run, state, jnp.array([1, 4]), 1)
+    shared = state.server.shared
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.stack([y, y])), before, shared)
+    for one, other in [(after, before), (jax.tree.map(lambda x: x[:2], state.clients), before)]:
+        assert any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), one, other)))

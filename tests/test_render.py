@@ -1,0 +1,255 @@
+"""Films: what is recorded is the rollout, all that differs is the adaptation, and a page shows MuJoCo's own poses."""
+
+import base64
+import html
+import json
+import re
+import subprocess
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from fedjax_rl import build, checkpoint, cli, render, render_gif, render_html, rundir, simulate
+from fedjax_rl.envs import make_env
+from fedjax_rl.envs.dynamics import Dynamics
+from fedjax_rl.envs.mujoco_env import load_asset
+from fedjax_rl.rl.policies import gaussian_mlp
+from fedjax_rl.rl.rollout import make_rollout
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+TINY = "--preset tiny --hidden 4 --num-clients 4 --clients-per-round 2 --new-clients 0 --order first --adapt-steps 2"
+TINY = [*TINY.split(), "--local-steps", "1", "--rounds", "1", "--quiet"]
+STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("render") / "run"
+    assert cli.main(["train", *TINY, "--inner-lr", "1.0", "--out", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def restored(trained):
+    run = build.make_run(rundir.read_config(trained))
+    return run, checkpoint.restore(trained / "ckpt", build.abstract_state(run), print).state
+
+
+def page(path):
+    """(headings, [{links: [T, L, 3]}]) of a page, by the viewers' own steps: base64, zlib, JSON."""
+    text = path.read_text()
+    headings = [html.unescape(found) for found in re.findall(r"<h[23]>(.*?)</h[23]>", text)]
+    systems = []
+    for frame in re.findall(r'srcdoc="(.*?)"></iframe>', text, re.DOTALL):
+        packed = re.search(r'var system = "(.*?)"', html.unescape(frame)).group(1)
+        systems.append(json.loads(zlib.decompress(base64.b64decode(packed))))
+    return headings, systems
+
+
+def poses(robot, qpos):
+    """{body: (positions [T, 3], quaternions [T, 4])} by C MuJoCo's forward kinematics."""
+    model = mujoco.MjModel.from_xml_string(load_asset(f"{robot}.xml"))
+    data, found = mujoco.MjData(model), {}
+    for pose in np.asarray(qpos, np.float64):
+        data.qpos[:] = pose
+        mujoco.mj_kinematics(model, data)
+        for i in range(1, model.nbody):
+            found.setdefault(model.body(i).name, []).append((data.xpos[i].copy(), data.xquat[i].copy()))
+    return {name: tuple(map(np.stack, zip(*rows, strict=True))) for name, rows in found.items()}
+
+
+def check_system(robot, system, qpos):
+    assert system["opt"]["timestep"] == 0.05 and len(system["states"]["x"]) == len(qpos)
+    expected = poses(robot, qpos)
+    for i, name in enumerate(system["link_names"]):
+        for key, values, tolerance in zip(("pos", "rot"), expected[name], (1e-5, 1e-5), strict=True):
+            shown = np.array([state[key][i] for state in system["states"]["x"]])
+            sign = np.where(np.sum(shown * values, axis=1, keepdims=True) < 0, -1, 1) if key == "rot" else 1
+            np.testing.assert_allclose(shown, sign * values, atol=tolerance)
+
+
+@pytest.mark.parametrize("robot", ["half_cheetah", "ant"])
+def test_a_page_shows_mujocos_poses(robot, tmp_path):
+    """Twice as long as the robot is moved along x; ant's quaternion too, and its legs' joints."""
+    model = mujoco.MjModel.from_xml_string(load_asset(f"{robot}.xml"))
+    rng = np.random.default_rng(0)
+    qpos = np.float32(model.qpos0 + rng.uniform(-0.4, 0.4, (7, model.nq)))
+    if robot == "ant":
+        qpos[:, 3:7] /= np.linalg.norm(qpos[:, 3:7], axis=1, keepdims=True)
+    panel = render.Panel("client <3>", "before", qpos)
+    (tmp_path / "a.html").write_bytes(render_html.make_writer(load_asset(f"{robot}.xml"))([[panel, panel]]))
+    headings, systems = page(tmp_path / "a.html")
+    assert headings == ["client <3>", "before", "before"] and len(systems) == 2
+    check_system(robot, systems[1], qpos)
+
+
+def test_the_command_films_the_clients(trained, restored, tmp_path, capsys):
+    """The page's poses are those of `panels`, its numbers what is printed, and a second call refuses to overwrite."""
+    path = tmp_path / "a.html"
+    argv = ["render", str(trained), "--clients", "1,2", "--adapt-steps", "2", "--out", str(path)]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out.splitlines()
+    headings, systems = page(path)
+    assert out == [f"{h[0]}: {h[1]}; {h[2]}" for h in (headings[:3], headings[3:])] + [str(path)]
+    assert out[0].startswith("client 1, backwards: before: return ") and out[1].startswith("client 2, forwards")
+    rows = render.panels(*restored, (1, 2), 2)
+    for panel, system in zip(rows[0] + rows[1], systems, strict=True):
+        check_system("half_cheetah", system, panel.qpos)
+    content = path.read_bytes()
+    assert cli.main(argv) == 2
+    assert "exists" in capsys.readouterr().err and path.read_bytes() == content
+
+
+def test_only_the_adaptation_differs(restored):
+    """One initial state; before adaptation one film for all (their tasks are opposite: the control cost is shared)."""
+    run, state = restored
+    rows = render.panels(run, state, (0, 1), 1)
+    films = [panel.qpos for row in rows for panel in row]
+    assert films[0].shape == (STEPS, 9)
+    for film in films[1:]:
+        np.testing.assert_array_equal(film[0], films[0][0])
+    np.testing.assert_array_equal(rows[0][0].qpos, rows[1][0].qpos)
+    assert np.abs(films[1] - films[0]).max() > 1e-3 and np.abs(films[3] - films[1]).max() > 1e-3
+    forwards, backwards = (float(row[0].model.split()[-1]) for row in rows)
+    speeds = np.diff(films[0][:, 0]) / 0.05  # of all steps but the last
+    np.testing.assert_allclose((forwards - backwards) / 2, speeds.sum(), atol=1.0)
+
+
+def test_adaptation_is_the_evaluations_own(restored):
+    """By hand: two times E episodes with the keys of `eval`, then a gradient step of the loss."""
+    run, state = restored
+    client, task = 3, state.tasks[3]
+    params = state.server.shared
+    key = simulate.stream(state.key, simulate.EVALUATE, state.round)
+    for j in range(2):
+        own = jax.random.fold_in(jax.random.fold_in(key, j), client)
+        batch, _ = jax.jit(run.problem.sample)(params, task, own)
+        slope = jax.jit(jax.grad(run.problem.loss))(params, batch)
+        params = jax.tree.map(lambda p, g: p - run.config.inner_lr * g, params, slope)
+    policy = gaussian_mlp(run.env.spec, hidden=run.config.hidden, activation=run.config.activation)
+    film = jax.jit(render.make_film(run.env, policy))
+    expected, returned = film(params, task, simulate.stream(state.key, simulate.FILM, state.round))
+    panel = render.panels(run, state, (3,), 2)[0][1]
+    np.testing.assert_allclose(panel.qpos[:20], expected[:20], atol=1e-3)
+    assert panel.model.startswith("after 2 steps: return ") and np.isfinite(returned)
+
+
+def test_a_film_is_the_rollout_and_stays_where_it_ended():
+    """32 ants, thrown about until some have fallen: returns and torso x (the observation's) of the plain rollout."""
+    env = make_env("ant/direction", backend="native")
+    policy = gaussian_mlp(env.spec, hidden=(4,))
+    params, keys = policy.init(jax.random.key(1)), jax.random.split(jax.random.key(2), 32)
+    params["log_std"] = params["log_std"] + 3.0
+    many = lambda one: jax.jit(jax.vmap(one, (None, None, 0)))(params, jnp.float32(1.0), keys)
+    qpos, returned = many(render.make_film(env, policy))
+    plain = many(make_rollout(env, policy, 1))
+    np.testing.assert_allclose(returned, plain.reward.sum(axis=(1, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(qpos[:, :, 0], plain.obs[:, 0, :, -3])
+    lengths = plain.mask.sum(axis=(1, 2))
+    fallen = int(jnp.argmin(lengths))
+    assert lengths[fallen] < 90
+    end = qpos[fallen, lengths[fallen] :]
+    np.testing.assert_array_equal(end, jnp.broadcast_to(end[:1], end.shape))
+    assert (qpos[fallen, lengths[fallen] - 1] != end[0]).any()
+
+
+def test_tasks_in_words():
+    robot = Dynamics(jnp.array([0.5, 2.0, 2.0]), jnp.float32(1.25), jnp.array([1.5, 1.5]))
+    assert render.describe("half_cheetah/direction", jnp.float32(-1)) == "backwards"
+    assert render.describe("ant/velocity", jnp.float32(1.237)) == "1.24 m/s"
+    assert render.describe("ant/dynamics", robot) == "mass x1.26, friction x1.25, gear x1.50"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--out a.mp4", "--out a.mp4: the name must end in .gif or .html"),
+        ("--out there/a.gif", "the directory there does not exist"),
+        ("--out a.gif --client 4", "client 4 is unknown: this run has the clients 0 to 3"),
+        ("--out a.gif --clients 0,-1", "client -1 is unknown"),
+        ("--out a.gif --clients 0,x", "--clients 0,x: must be client numbers separated by commas"),
+        ("--out a.gif --client 1 --clients 2", "--client and --clients exclude each other"),
+        ("--out a.gif --best --step 1", "--best and --step exclude each other"),
+        ("--out a.gif --adapt-steps 0", "--adapt-steps 0: must be at least 1"),
+        ("", "--out"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(trained, line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["render", str(trained), *line.split()]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("fedjax-rl: ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_no_picture_is_refused_by_name(tmp_path, capsys):
+    for env in ("navigation", "probe/delayed", "brax/hopper"):
+        path = tmp_path / env.replace("/", "_")
+        path.mkdir()
+        (path / "config.toml").write_text(f'schema = 1\nalgorithm = "fmrl"\nenv = "{env}"\n')
+        assert cli.main(["render", str(path), "--out", str(tmp_path / "a.gif")]) == 2
+        err = capsys.readouterr().err
+        assert f"a run of {env}, which has no picture; render shows half_cheetah/* and ant/*" in err
+        assert err.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert cli.main(["render", str(trained), "--out", str(tmp_path / "a.gif")]) == 2
+    assert (
+        capsys.readouterr().err == "fedjax-rl: a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'\n"
+    )
+
+
+def gl(trained, out, backend):
+    """The command in a process of its own: MuJoCo looks at MUJOCO_GL once."""
+    code = f"import os; os.environ.update({backend}); from fedjax_rl import cli; raise SystemExit(cli.main({out!r}))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+
+
+def test_no_opengl_is_one_line_that_names_the_page(trained, tmp_path):
+    done = gl(trained, ["render", str(trained), "--out", str(tmp_path / "a.gif")], {"MUJOCO_GL": "none-such"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "MUJOCO_GL=none-such" in done.stderr and "--out NAME.html" in done.stderr and "libegl1" in done.stderr
+    assert done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_gif_plays_in_real_time_and_follows_the_torso(tmp_path):
+    """Frames of 50 ms; a robot far away is seen where it is seen at the start, and the floor moves below it."""
+    pil = pytest.importorskip("PIL.Image")
+    code = (
+        "import sys, numpy as np; from fedjax_rl import render, render_gif; from fedjax_rl.config import ConfigError\n"
+        "from fedjax_rl.envs.mujoco_env import load_asset\n"
+        "try: render_gif.prepare()\n"
+        "except ConfigError as error: print(error); sys.exit(5)\n"
+        "qpos = np.zeros((4, 9), np.float32); qpos[1:, 0] = 1.0, 60.0, 60.5\n"
+        "panel = render.Panel('client 17, forwards', 'before: return 1.0', qpos)\n"
+        "write = render_gif.make_writer(load_asset('half_cheetah.xml'))\n"
+        "open(sys.argv[1], 'wb').write(write([[panel, panel._replace(qpos=qpos[::-1])]]))\n"
+    )
+    path = tmp_path / "a.gif"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=300)
+    if done.returncode == 5:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stderr
+    with pil.open(path) as film:
+        assert (film.n_frames, film.size) == (4, (2 * render_gif.WIDTH, render_gif.HEIGHT))
+        frames = []
+        for t in range(4):
+            film.seek(t)
+            assert film.info["duration"] == 50
+            frames.append(np.asarray(film.convert("RGB"), np.int16))
+    # orange is the robot: more red than blue by far
+    robots = [[half[..., 0] - half[..., 2] > 60 for half in np.split(frame, 2, axis=1)] for frame in frames]
+    assert robots[0][0].sum() > 300
+    for frame in robots:
+        for half in frame:
+            assert (half != robots[0][0]).sum() < 0.15 * robots[0][0].sum()
+    half_tile = np.abs(frames[3][-20:, : render_gif.WIDTH] - frames[2][-20:, : render_gif.WIDTH])
+    assert (half_tile.max(axis=2) > 20).mean() > 0.5  # the floor has moved by a tile, dark for light
+    assert (frames[0][2:40, 2:120].max(axis=2) < 60).sum() > 100  # the label is written
