@@ -178,7 +178,8 @@ def full_disk(home: Path) -> Outcome:
     run = home / "full"
     shutil.copytree(undisturbed(home, 5), run)
     code, errors = finish("resume", str(run), "--rounds", "8", kilobytes=20)
-    refused = code == 1 and "cannot save" in errors and "Traceback" not in errors
+    # orbax's own threads may say more, of an event loop that is closed already
+    refused = code == 1 and sum(line.startswith("fedjax-rl: cannot save") for line in errors.splitlines()) == 1
     if not refused:
         print(code, errors)
     intact = 5 in checkpoint.steps(run / rundir.CHECKPOINTS)
