@@ -1,13 +1,14 @@
 """Checkpoints: whole, damaged, pruned, and of another network."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import checkpoint
+from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.arrays import state_hash
 
 
@@ -28,10 +29,10 @@ def saved(tmp_path):
     return directory
 
 
-def load(directory, like=None, step=None):
+def load(directory, like=None, step=None, part=False):
     lines = []
     like = jax.eval_shape(lambda: make_state(0.0)) if like is None else like
-    return checkpoint.restore(directory, like, lines.append, step), lines
+    return checkpoint.restore(directory, like, lines.append, step, part=part), lines
 
 
 def test_the_whole_state_comes_back_bit_for_bit(saved):
@@ -93,12 +94,51 @@ def test_a_step_without_a_digest_is_unfinished(saved):
     assert (restored.step, lines) == (1, [])
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": 2, "files": {}}', "[1]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": 2, "files": {}}', '{"schema": 3, "files": {}}', "[1]"])
 def test_a_damaged_digest_falls_back(saved, text):
     (saved / "2.digest.json").write_text(text)
     restored, lines = load(saved)
     assert restored.step == 1
     assert len(lines) == 1
+
+
+def test_no_flipped_bit_of_a_digest_is_silent(saved):
+    """Of the score and of the step's number too, which no other hash covers. Every 11th bit meets all of a byte's."""
+    checkpoint.set_score(saved, 2, 1.5)
+    path = saved / "2.digest.json"
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 11):
+        path.write_bytes(bytes([b ^ (1 << place % 8) if i == place // 8 else b for i, b in enumerate(whole)]))
+        with pytest.raises(ValueError, match=r"2\.digest\.json"):
+            checkpoint._read_digest(saved, 2)
+    assert checkpoint.best_step(saved) is None
+    path.write_bytes(whole)
+    assert checkpoint.best_step(saved) == 2
+
+
+def test_a_part_is_read_without_the_rest(saved):
+    like = jax.eval_shape(lambda: make_state(0.0))
+    wanted = {**like, "server": (like["server"][0], ())}
+    assert load(saved, {**wanted, "clients": ()}, part=True)[0].state["server"][0][0, 0] == 2.0
+    with pytest.raises(checkpoint.NoCheckpoint):
+        load(saved, {**like, "more": like["server"]}, part=True)
+    with pytest.raises(checkpoint.NoCheckpoint):
+        load(saved, wanted)
+
+
+FIXTURES = {
+    "schema1": "36cf8d27ac35bbf543fe41a2a6e903e02846ba40c432278b91c99763624bb5bd",
+    "schema2": "727f4d127fbcb7d0bad80b304d1682f467e3f228db55cf859aa43bdc53eb3809",
+}
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_runs_of_every_schema_load_for_ever(name):
+    """Ditto on navigation, saved by the first schema; FMRL with local critics, by the second. Never make them anew."""
+    run = Path(__file__).parent / "fixtures" / name
+    like = build.abstract_state(build.make_run(rundir.read_config(run)))
+    restored = checkpoint.restore(run / "ckpt", like, pytest.fail)
+    assert (restored.step, state_hash(restored.state)) == (2, FIXTURES[name])
 
 
 def test_nothing_usable_is_said(saved):
@@ -126,6 +166,22 @@ def test_the_newest_three_and_the_best_are_kept(tmp_path):
     checkpoint.set_score(tmp_path, 6, 10.0)
     assert checkpoint.best_step(tmp_path) == 6
     assert load(tmp_path)[0].step == 6
+
+
+def test_multiples_of_keep_every_are_kept(tmp_path):
+    for step in range(1, 10):
+        checkpoint.save(tmp_path, step, make_state(float(step)), keep_every=4)
+    assert checkpoint.steps(tmp_path) == [9, 8, 7, 4]
+
+
+def test_the_configuration_is_kept_with_the_newest_sound_step(saved):
+    assert checkpoint.saved_config(saved) == ""
+    checkpoint.save(saved, 3, make_state(3.0), config="a = 1")
+    checkpoint.save(saved, 4, make_state(4.0), config="a = 2")
+    checkpoint.set_score(saved, 4, 1.0)
+    assert checkpoint.saved_config(saved) == "a = 2"
+    (saved / "4.digest.json").write_text("{")
+    assert checkpoint.saved_config(saved) == "a = 1"
 
 
 def test_a_rejected_step_is_set_aside_not_deleted(saved):

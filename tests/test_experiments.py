@@ -12,30 +12,30 @@ from fedjax_rl.config import CONFIGS
 pytestmark = pytest.mark.usefixtures("shared_programs")
 ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]
+METHODS = ("fmrl", "ditto")
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     out = tmp_path_factory.mktemp("table1")
-    table1.experiment(TINY, out, (ENV,))
+    table1.experiment(TINY, out, (ENV,), METHODS)
     return out
 
 
-def test_the_table_holds_five_methods_their_budget_and_the_published_values(table):
+def test_the_table_holds_its_methods_their_budget_and_the_published_values(table):
     text = (table / "table1.md").read_text()
     scores = json.loads((table / "table1.json").read_text())
-    assert list(scores[ENV]) == list(common.METHODS)
+    assert list(scores[ENV]) == list(METHODS)
     assert np.shape(scores[ENV]["fmrl"]) == (2, 2)  # seeds, columns 0 and 1
     assert "457.02 ± 30.82" in text and "scale tiny: seeds 0, 1; 6,400 environment steps a run" in text
-    assert text.count("FMRL above") == 4
+    assert text.count("FMRL above") == 1
 
 
 def test_a_second_run_and_the_figures_of_the_same_runs_train_nothing(table):
     before = {p: p.stat().st_mtime_ns for p in table.rglob("metrics.jsonl")}
-    assert len(before) == 5 * (3 * 2 + 2)  # rates and their seeds, seeds of the results
-    table1.experiment(TINY, table, (ENV,))
-    fig1.experiment(TINY, table, (ENV,))
-    fig6.experiment(TINY, table, (ENV,))
+    assert len(before) == 2 * (3 * 2 + 2)  # rates and their seeds, seeds of the results
+    for again in (table1, fig1, fig6):
+        again.experiment(TINY, table, (ENV,), METHODS)
     assert {p: p.stat().st_mtime_ns for p in table.rglob("metrics.jsonl")} == before
     assert np.shape(json.loads((table / "fig6.json").read_text())[ENV]["ditto"]) == (2, 6)
     assert (table / "fig1.png").stat().st_size > 10_000 < (table / "fig6.png").stat().st_size
@@ -48,7 +48,8 @@ def test_the_figures_run(figure, tmp_path):
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
-def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path):
+def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypatch):
+    monkeypatch.setattr(curvature, "LINES", {k: curvature.LINES[k] for k in ("first order", "exact, log")})
     curvature.experiment(TINY, tmp_path, (ENV,))
     scores = json.loads((tmp_path / "curvature.json").read_text())[ENV]
     assert list(scores) == list(curvature.LINES)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from fedjax_rl import placement
 from fedjax_rl.aggregators import mean
-from fedjax_rl.algorithms import ALGORITHMS, keep_on_client
+from fedjax_rl.algorithms import ALGORITHMS, keep_on_client, with_stragglers
 from fedjax_rl.clients import SELECTIONS
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.envs import Env, make_env
@@ -77,6 +77,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
         aggregator=mean(),
         select=SELECTIONS[config.selection],
         uplink=_make_uplink(of.get("max_change_norm", 0.0)),
+        dropout=of["dropout"],
     )
     return Run(config, env, problem, algorithm, simulation)
 
@@ -87,14 +88,20 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
     own = {key: value for key, value in of.items() if key not in engine}
     if "server" in of:
         own["server_opt"] = SERVER_OPTIMIZERS[config.server](of["server_lr"])
-    algorithm = ALGORITHMS[config.algorithm](
-        problem,
-        client_opt=optax.sgd(of["local_lr"]),
-        local_steps=config.local_steps,
-        inner_lr=of["inner_lr"],
-        client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
-        **own,
-    )
+
+    def make(client_opt):
+        return ALGORITHMS[config.algorithm](
+            problem,
+            client_opt=client_opt,
+            local_steps=config.local_steps,
+            inner_lr=of["inner_lr"],
+            client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
+            **own,
+        )
+
+    client_opt, share = optax.sgd(of["local_lr"]), of["stragglers"]
+    is_cut = not (isinstance(share, float) and share == 0.0)
+    algorithm = with_stragglers(make, client_opt, config.local_steps, share) if is_cut else make(client_opt)
     return keep_on_client(algorithm, (CRITIC,)) if config.critic == "local" else algorithm
 
 

@@ -1,8 +1,8 @@
 """Checkpoints that notice damage: orbax writes them, a sha256 digest beside each one proves it whole.
 
 The only file that knows orbax. Orbax is atomic but has no checksums: a flipped bit would be restored in silence. So a
-step counts only once `<step>.digest.json`, which hashes all of its files, is written (last, and atomically). Restoring
-walks from the newest step to the oldest and takes the first that passes; a rejected step is never deleted.
+step counts only once `<step>.digest.json`, which hashes all of its files and itself, is written (last, and atomically).
+Restoring walks from the newest step to the oldest and takes the first that passes; a rejected step is never deleted.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ import numpy as np
 from fedjax_rl.arrays import flatten, flatten_shapes, unflatten
 from fedjax_rl.placement import is_first
 
-SCHEMA = 1
-KEEP = 3  # newest steps kept, beside the best one
+SCHEMA = 2  # 1 had no hash of the digest itself and no configuration; it is read for ever
+KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 
 
 class NoCheckpoint(Exception):
@@ -39,43 +39,56 @@ class Restored(NamedTuple):
     step: int
 
 
-def save(directory: Path, step: int, state: Any, score: float | None = None) -> None:
-    """Write one step, then its digest, then drop the steps no longer kept. `score` decides which step is the best."""
+def save(
+    directory: Path, step: int, state: Any, score: float | None = None, *, config: str = "", keep_every: int = 0
+) -> None:
+    """Write one step, then its digest, then drop the steps no longer kept.
+
+    `score` decides which step is the best; `config` is the configuration's text, kept beside the state; multiples of
+    `keep_every` are never dropped (0: none).
+    """
     if not is_first():
         return
     try:
-        _write(directory, step, state, score)
+        _write(directory, step, state, score, config)
     except Exception as error:  # orbax raises whatever its storage layer met
         reason = str(error).strip().split(": ")[-1] or type(error).__name__
         raise CannotSave(f"cannot save checkpoint {directory / str(step)}: {reason}") from error
-    _retain(directory)
+    _retain(directory, keep_every)
 
 
-def _write(directory: Path, step: int, state: Any, score: float | None) -> None:
+def _write(directory: Path, step: int, state: Any, score: float | None, config: str) -> None:
     path = directory / str(step)
     directory.mkdir(parents=True, exist_ok=True)
     _set_aside(directory, step)
     arrays = {key: value for key, value in flatten(state).items() if value.size}
     with _manager(directory, cleanup=True) as manager:
-        manager.save(step, args=_orbax().args.StandardSave(arrays))
+        manager.save(step, args=_orbax().args.PyTreeSave(arrays))
         manager.wait_until_finished()
         manager.check_for_errors()
-    record = {"schema": SCHEMA, "step": step, "score": score, "files": _hashes(path)}
-    _write_atomically(_digest_path(directory, step), json.dumps(record, indent=1))
+    record = {"step": step, "score": score, "config": config, "files": _hashes(path)}
+    _write_digest(directory, record)
 
 
 def restore(
-    directory: Path, like: Any, say: Callable[[str], None], step: int | None = None, *, at_most: int | None = None
+    directory: Path,
+    like: Any,
+    say: Callable[[str], None],
+    step: int | None = None,
+    *,
+    at_most: int | None = None,
+    part: bool = False,
 ) -> Restored:
     """The newest good step (or the one asked for), shaped as `like`; `say` gets one line for each rejected step.
 
-    Newer steps than `at_most` are passed over.
+    Newer steps than `at_most` are passed over. With `part`, `like` may lack arrays that were saved: only what it has is
+    read.
     """
     rejected = []
     wanted = [s for s in steps(directory) if at_most is None or s <= at_most]
     for candidate in wanted if step is None else [step]:
         try:
-            state = _load(directory, candidate, like)
+            state = _load(directory, candidate, like, part)
         except Exception as error:  # orbax raises whatever its storage layer met
             reason = str(error).strip().splitlines() or [type(error).__name__]
             rejected.append(f"checkpoint {directory / str(candidate)} rejected: {reason[0]}")
@@ -114,18 +127,27 @@ def set_score(directory: Path, step: int, score: float) -> None:
     """Record the score of a step that was saved before it was evaluated."""
     if not is_first():
         return
-    path = _digest_path(directory, step)
-    if path.exists():
-        _write_atomically(path, json.dumps({**json.loads(path.read_text()), "score": score}, indent=1))
+    if _digest_path(directory, step).exists():
+        _write_digest(directory, {**_read_digest(directory, step), "score": score})
 
 
-def _load(directory: Path, step: int, like: Any) -> Any:
+def saved_config(directory: Path) -> str:
+    """The text of the configuration that the newest step with a sound digest was saved under; "" if none says so."""
+    for step in steps(directory):
+        try:
+            return _read_digest(directory, step).get("config", "")
+        except ValueError:
+            continue
+    return ""
+
+
+def _load(directory: Path, step: int, like: Any, part: bool) -> Any:
     _verify(directory, step)
     want = {key: value for key, value in flatten_shapes(like).items() if value.size}
     with _manager(directory) as manager:
-        have = manager.item_metadata(step)
-        _same_shapes(have, want)
-        arrays = manager.restore(step, args=_orbax().args.StandardRestore(want))
+        stored = manager.item_metadata(step)
+        _same_shapes({key: stored[key] for key in stored if key in want or not part}, want)
+        arrays = manager.restore(step, args=_orbax().args.PyTreeRestore(want, partial_restore=part))
     return unflatten(arrays, like)
 
 
@@ -139,19 +161,37 @@ def _same_shapes(have: Any, want: dict[str, np.ndarray]) -> None:
 
 
 def _verify(directory: Path, step: int) -> None:
-    digest = _digest_path(directory, step)
-    if not digest.exists():
-        raise ValueError(f"{digest.name} is missing")
-    try:
-        record = json.loads(digest.read_bytes())
-    except ValueError:
-        raise ValueError(f"{digest.name} is damaged") from None
-    if record["schema"] != SCHEMA:
-        raise ValueError(f"schema {record['schema']}, this version reads {SCHEMA}")
-    have = _hashes(directory / str(step))
+    record, have = _read_digest(directory, step), _hashes(directory / str(step))
     for name in sorted(record["files"].keys() | have.keys()):
         if record["files"].get(name) != have.get(name):
-            raise ValueError(f"{name} is missing or damaged, by {digest.name}")
+            raise ValueError(f"{name} is missing or damaged, by {step}.digest.json")
+
+
+def _read_digest(directory: Path, step: int) -> dict[str, Any]:
+    """The record of a step, or a ValueError that says what is wrong with it."""
+    path = _digest_path(directory, step)
+    if not path.exists():
+        raise ValueError(f"{path.name} is missing")
+    try:
+        record = json.loads(path.read_bytes())
+        schema, own_hash = record["schema"], record.pop("sha256", None)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path.name} is damaged") from None
+    if schema == SCHEMA and own_hash != _hash_of(record):
+        raise ValueError(f"{path.name} is damaged")
+    if schema not in (1, SCHEMA):
+        raise ValueError(f"{path.name} has schema {schema!r}, this version reads 1 to {SCHEMA}")
+    return record
+
+
+def _write_digest(directory: Path, record: dict[str, Any]) -> None:
+    record = {**record, "schema": SCHEMA}
+    text = json.dumps({**record, "sha256": _hash_of(record)}, indent=1)
+    _write_atomically(_digest_path(directory, record["step"]), text)
+
+
+def _hash_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _hashes(path: Path) -> dict[str, str]:
@@ -159,11 +199,11 @@ def _hashes(path: Path) -> dict[str, str]:
     return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def _retain(directory: Path) -> None:
-    """Keep the newest KEEP steps and the best one. Steps that do not verify are left where they are."""
+def _retain(directory: Path, keep_every: int) -> None:
+    """Keep the newest KEEP steps, the best one and multiples of `keep_every`."""
     keep = {*steps(directory)[:KEEP], best_step(directory)}
     for step in steps(directory):
-        if step not in keep:
+        if step not in keep and not (keep_every and step % keep_every == 0):
             _digest_path(directory, step).unlink()
             shutil.rmtree(directory / str(step), ignore_errors=True)
 
@@ -196,8 +236,8 @@ def _digest_path(directory: Path, step: int) -> Path:
 
 def _score(directory: Path, step: int) -> float | None:
     try:
-        return json.loads(_digest_path(directory, step).read_text()).get("score")
-    except (OSError, ValueError, AttributeError):
+        return _read_digest(directory, step).get("score")
+    except ValueError:
         return None
 
 
@@ -223,4 +263,4 @@ def _manager(directory: Path, *, cleanup: bool = False) -> Any:
         preservation_policy=policy,
         multiprocessing_options=alone,
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler())
+    return ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=ocp.PyTreeCheckpointHandler())

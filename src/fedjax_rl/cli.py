@@ -17,6 +17,7 @@ commands:
   sweep [ALGORITHM]   seeds and a grid of values side by side: --seeds 0:5 --grid server_lr=5e-4,1e-3
   resume RUN          continue an interrupted run or sweep, or prolong a run with --rounds K
   eval RUN            returns before adaptation and after each step, all clients or new ones
+  replay DUMP         one client that --nan-dump wrote down, alone and step by step
   render RUN          clients before and after adaptation, as --out a.gif or a.html
   report RUN...       tables and a figure of finished runs, seeds taken together
   bench WHAT          speed and memory of this machine, beside its limits and other tools
@@ -144,6 +145,16 @@ def _render(argv: Sequence[str]) -> int:
     return render(options)
 
 
+def _replay(argv: Sequence[str]) -> int:
+    from fedjax_rl import command_options as known
+
+    options = known.parse_command(known.ReplayOptions, argv, "replay")
+    from fedjax_rl.replay import replay
+
+    print(replay(options.dump))
+    return 0
+
+
 def _report(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
 
@@ -186,6 +197,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": _sweep,
     "resume": _resume,
     "eval": _eval,
+    "replay": _replay,
     "render": _render,
     "report": _report,
     "bench": _bench,

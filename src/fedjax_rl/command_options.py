@@ -71,6 +71,13 @@ class EvalOptions(MachineOptions):
 
 
 @dataclass(frozen=True)
+class ReplayOptions:
+    """Run one client's part of a round without compilation, and name the first operation that gives a NaN."""
+
+    dump: tyro.conf.Positional[Path]  # a file that train, sweep or resume wrote under --nan-dump
+
+
+@dataclass(frozen=True)
 class RenderOptions:
     """Film clients before and after adaptation, side by side: one checkpoint, one initial state, the same noise."""
 

@@ -95,7 +95,9 @@ def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Rest
         step = checkpoint.best_step(directory) if options.best else options.step
         if options.best and step is None:
             raise checkpoint.NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best")
-        return checkpoint.restore(directory, abstract_state(run), _warn, step)
+        like = abstract_state(run)  # what only training needs is not read
+        like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=())
+        return checkpoint.restore(directory, like, _warn, step, part=True)
     except checkpoint.NoCheckpoint as error:
         _warn(f"fedjax-rl: {error}")
         return None

@@ -25,6 +25,10 @@ ENV_NAMES = (
 OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
 SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
+# What decides where or how often something is computed or kept, but no number of the result.
+EXECUTION = frozenset(
+    ("backend", "client_batch", "save_every", "keep_every", "nan_dump", "eval_every", "eval_clients", "new_clients")
+)
 
 
 class ConfigError(ValueError):
@@ -98,6 +102,10 @@ class Config:
     adapt_steps: int = number(3, 0, 100)  # adaptation steps in an evaluation
     new_clients: int = number(100, 0, BIG)  # clients never trained on, in the last evaluation
     save_every: int = number(10, 1, BIG)  # rounds between checkpoints
+    keep_every: int = number(0, 0, BIG)  # rounds between checkpoints that are never deleted (0: newest and best only)
+    nan_dump: int = number(0, 0, 1000)  # clients whose numbers ceased to be finite to write down for `replay`, at most
+    dropout: float = number(0.0, 0, 1)  # probability that a selected client drops out of the round
+    stragglers: float = number(0.0, 0, 1)  # probability that a selected client takes fewer local steps, weighing less
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -111,6 +119,14 @@ class Config:
         if self.critic == "local" and not isinstance(self, ChangeConfig):
             legal = [c.algorithm for c in _CLASSES if issubclass(c, ChangeConfig)]
             raise ConfigError(f"critic = 'local': not for {self.algorithm}; possible for {', '.join(legal)}")
+
+        if self.stragglers and (self.algorithm == "scaffold" or self.local_steps == 1):
+            why = (
+                "its variates are means over all local steps"
+                if self.local_steps > 1
+                else "local_steps = 1 cannot be fewer"
+            )
+            raise ConfigError(f"stragglers = {self.stragglers}: not for this {self.algorithm}: {why}; set it to 0")
 
     @property
     def batches(self) -> int:

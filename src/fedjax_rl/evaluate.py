@@ -33,8 +33,8 @@ def make_steps(make: Callable[[Any], tuple[Problem, Algorithm]], mesh: Mesh | No
         problem, algorithm = make(values)
 
         def one(client, params, task, client_key):
-            batch, returned = problem.sample(params, task, client_key)
-            return returned, algorithm.adapt(shared, client, params, batch)
+            batch, stats = problem.sample(params, task, client_key)
+            return stats.returned, algorithm.adapt(shared, client, params, batch)
 
         return map_clients(one)(clients, models, tasks, keys)
 

@@ -8,10 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rl import rundir
-from fedjax_rl.config import Config, ConfigError
-
-# What decides where or how often something is computed, but no number of the result.
-EXECUTION = {"backend", "client_batch", "save_every", "eval_every", "eval_clients", "new_clients"}
+from fedjax_rl.config import EXECUTION, Config, ConfigError
 
 
 class LeftOut(Exception):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from fedjax_rl import checkpoint, placement, rundir, scoring
 from fedjax_rl import train as training
 from fedjax_rl.build import Group, abstract_state, initial_states, make_group, static_fields
-from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.config import EXECUTION, Config, ConfigError
+from fedjax_rl.layers import loads
 from fedjax_rl.progress import Reporter
 from fedjax_rl.simulate import State
 
@@ -110,6 +112,8 @@ def memory_available() -> int | None:
 
 def restored_states(group: Group, directories: Sequence[Path], say) -> State:
     """The members' states [G] at the newest step that is good for all; records past it are forgotten."""
+    for config, directory in zip(group.configs, directories, strict=True):
+        _refuse_another_config(config, directory)
     like, limit = abstract_state(group.run), None
     while True:
         found = [checkpoint.restore(d / rundir.CHECKPOINTS, like, say, at_most=limit) for d in directories]
@@ -123,3 +127,16 @@ def restored_states(group: Group, directories: Sequence[Path], say) -> State:
         checkpoint.set_aside_after(directory / rundir.CHECKPOINTS, step)
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[restored.state for restored in found])
     return placement.whole(states, group.mesh)
+
+
+def _refuse_another_config(config: Config, directory: Path) -> None:
+    """A run goes on with the values that it began with, but for its length and what changes no number."""
+    text = checkpoint.saved_config(directory / rundir.CHECKPOINTS)
+    saved = loads(text) if text else config
+    for name in ("algorithm", *[item.name for item in fields(config)]):
+        now, then = getattr(config, name), getattr(saved, name, None)
+        if now != then and name not in EXECUTION | {"rounds"}:
+            raise ConfigError(
+                f"{directory} was trained with {name} = {then!r}, and its {rundir.CONFIG} now has {now!r}; "
+                f"put {then!r} back, or train anew with another --out"
+            )

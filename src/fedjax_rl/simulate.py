@@ -10,10 +10,25 @@ import optax
 
 from fedjax_rl import clients as selection
 from fedjax_rl import placement, trees
-from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
+from fedjax_rl.types import (
+    HEALTH,
+    NONFINITE_ENVS,
+    Aggregate,
+    Aggregator,
+    Algorithm,
+    Array,
+    Key,
+    Metrics,
+    Server,
+    Tree,
+    Upload,
+)
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
-INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE, FILM = range(11)
+INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE, FILM, DROPOUT = range(
+    12
+)
+SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
 
 
 class State(NamedTuple):
@@ -29,10 +44,21 @@ class State(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """init: key -> State; round: State -> (State, metrics)."""
+    """A federation.
+
+    Attributes:
+      init: key -> State.
+      round: State -> (State, metrics).
+      cohort: State -> (ids [M], shared, client and uplink states [M], tasks [M], keys [M]): who works in the coming
+        round, and with what.
+      work: (shared, (client, uplink state), task, key) -> (upload, (client, uplink state), metrics): what one client
+        then does.
+    """
 
     init: Callable[[Key], State]
     round: Callable[[State], tuple[State, Metrics]]
+    cohort: Callable[[State], tuple[Array, Tree, Tree, Tree, Key]]
+    work: Callable[[Tree, Tree, Tree, Key], tuple[Upload, Tree, Metrics]]
 
 
 def stream(key: Key, name: int, round: Array | int = 0) -> Key:
@@ -54,6 +80,7 @@ def make_simulation(
     aggregator: Aggregator,
     select: Callable[[Key, int, int], Array] = selection.uniform,
     uplink: optax.GradientTransformation | None = None,
+    dropout: Array | float = 0.0,
 ) -> Simulation:
     """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
 
@@ -72,6 +99,8 @@ def make_simulation(
       select: (key, N, M) -> ids [M], ascending.
       uplink: what every client applies to its message before sending, with a state of its own per client (None:
         nothing).
+      dropout: probability that a selected client drops out of the round; whether it does is drawn for each client and
+        round by itself.
     """
     uplink = optax.identity() if uplink is None else uplink
 
@@ -87,20 +116,25 @@ def make_simulation(
         sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
         return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
 
-    def work(shared, client, sent, task, client_key):
-        """All that a client does in a round, up to what it sends."""
+    def cohort(state: State):
+        ids = select(stream(state.key, SELECT, state.round), num_clients, clients_per_round)
+        own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
+        return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
+
+    def work(shared, own, task, client_key):
+        client, sent = own
         upload, client, metrics = algorithm.client_update(shared, client, task, client_key)
         message, sent = uplink.update(upload.message, sent)
         return Upload(message, upload.weight), (client, sent), metrics
 
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
-        ids = select(key(SELECT), num_clients, clients_per_round)
-        old = trees.take((state.clients, state.uplink), ids)
-        (messages, weights), new, client_metrics = placement.map_clients(work, num_broadcast=1)(
-            state.server.shared, *old, trees.take(state.tasks, ids), per_client(key(UPDATE), ids)
-        )
-        heard = (weights > 0) & jax.vmap(trees.all_finite)((messages, new[0]))
+        ids, shared, old, tasks, keys = cohort(state)
+        map_work = placement.map_clients(work, num_broadcast=1)
+        (messages, weights), new, client_metrics = map_work(shared, old, tasks, keys)
+        finite = jax.vmap(trees.all_finite)((messages, new[0]))
+        present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
+        heard = (weights > 0) & finite & present
         weights = jnp.where(heard, weights, 0.0)
         messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
         kept = trees.select(heard, new, old)
@@ -108,7 +142,7 @@ def make_simulation(
         aggregate = Aggregate(combined, heard.sum() / num_clients)
         server = algorithm.server_update(state.server, aggregate, key(SERVER))
         somebody = heard.any()
-        metrics = _metrics(heard, client_metrics, combined, state.server.shared)
+        metrics = _metrics(ids, heard, finite, client_metrics, combined, shared)
         return State(
             server=trees.select(somebody, server, state.server),
             clients=trees.put(state.clients, ids, kept[0]),
@@ -119,14 +153,20 @@ def make_simulation(
             key=state.key,
         ), metrics
 
-    return Simulation(init, round)
+    return Simulation(init, round, cohort, work)
 
 
-def _metrics(heard: Array, client_metrics: Metrics, message: Tree, shared: Tree) -> Metrics:
-    """A round's numbers: means over the clients heard, how many were not, and bytes sent up and down."""
+def _metrics(ids: Array, heard: Array, finite: Array, client_metrics: Metrics, message: Tree, shared: Tree) -> Metrics:
+    """A round's numbers: means over the clients heard, counts over the selected, and bytes sent up and down."""
+    counts = {name: value for name, value in client_metrics.items() if name.startswith(HEALTH)}
+    means = {name: value for name, value in client_metrics.items() if name not in counts}
+    suspect = ~finite | (counts.get(NONFINITE_ENVS, jnp.zeros_like(ids)) > 0)
     return {
-        **{f"train/{name}": _mean_where(heard, value) for name, value in client_metrics.items()},
+        **{f"train/{name}": _mean_where(heard, value) for name, value in means.items()},
+        **{name: value.sum() for name, value in counts.items()},
         "health/dropped_clients": (~heard).sum(),
+        "health/nonfinite_clients": (~finite).sum(),
+        SUSPECT: jnp.where(suspect.any(), ids[jnp.argmax(suspect)], -1),
         "comm/up_bytes": heard.sum() * float(trees.num_bytes(message)),
         "comm/down_bytes": jnp.asarray(heard.size * float(trees.num_bytes(shared))),
     }

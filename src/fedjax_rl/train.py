@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_rl import checkpoint, metrics, placement, rundir, scoring, simulate
+from fedjax_rl import checkpoint, metrics, placement, replay, rundir, scoring, simulate
 from fedjax_rl.build import Group, initial_states, round_of
+from fedjax_rl.layers import to_toml
 from fedjax_rl.progress import Reporter
 
 
@@ -81,22 +82,23 @@ def _rounds(group, program, states, directories, reporter, evaluations, caught) 
     reporter.start(number, config.rounds)
     try:
         while number < config.rounds and not _agreed(caught):
-            began, before = time.perf_counter(), np.asarray(alive)
+            began, before, earlier = time.perf_counter(), np.asarray(alive), states
             states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
             number, unsaved = number + 1, True
             records = _records(measured, number, time.perf_counter() - began, group, compile_s)
             compile_s = 0.0
+            _dump(group, earlier, records, before, directories, reporter)
             _report(records, before, np.asarray(alive), directories, reporter)
             is_last, scores = number == config.rounds, {}
             if config.eval_every and number % config.eval_every == 0 and not is_last:
                 for i in np.flatnonzero(alive):
                     scores[i] = scoring.periodic(evaluations[i], member(states, i), directories[i], number)
             if number % config.save_every == 0 or is_last or scores:
-                _save(states, alive, directories, number, scores)
+                _save(group, states, alive, directories, number, scores)
                 unsaved = False
         stop = _agreed(caught)
         if stop and unsaved:
-            _save(states, alive, directories, number, {})
+            _save(group, states, alive, directories, number, {})
     finally:
         reporter.stop()
     _stop_if(stop)
@@ -122,8 +124,9 @@ def compile_round(group: Group) -> Program:
     def round_of_members(*args):
         return round_of(group, *args)
 
+    donated = () if group.run.config.nan_dump else 0  # a dump is made of the state before the round
     step = (
-        placement.jit(round_of_members, group.mesh, by_member=True, donate_argnums=0)
+        placement.jit(round_of_members, group.mesh, by_member=True, donate_argnums=donated)
         .lower(states, alive, group.values)
         .compile()
     )
@@ -157,9 +160,27 @@ def _report(records, before, after, directories, reporter) -> None:
         reporter.warn(f"{directories[i]} {line}; the other members go on")
 
 
-def _save(states, alive, directories, number, scores) -> None:
+def _save(group, states, alive, directories, number, scores) -> None:
     for i in np.flatnonzero(alive):
-        checkpoint.save(directories[i] / rundir.CHECKPOINTS, number, member(states, i), scores.get(i))
+        config = group.configs[i]
+        checkpoint.save(
+            directories[i] / rundir.CHECKPOINTS,
+            number,
+            member(states, i),
+            scores.get(i),
+            config=to_toml(config),
+            keep_every=config.keep_every,
+        )
+
+
+def _dump(group, states, records, alive, directories, reporter) -> None:
+    """Write down, for `replay`, who ceased to be finite in the round that began with `states`."""
+    for i in np.flatnonzero(alive) if group.run.config.nan_dump else ():
+        client = int(records[i][simulate.SUSPECT])
+        if client >= 0:
+            path = replay.dump(group.run, group.configs[i], member(states, i), client, directories[i])
+            if path:
+                reporter.warn(f"client {client} was not finite in round {records[i]['round']}: fedjax-rl replay {path}")
 
 
 @contextmanager

@@ -19,6 +19,14 @@ Task = Tree
 Batch = Tree
 Message = Tree
 Metrics = dict[str, jax.Array]
+HEALTH, NONFINITE_ENVS = "health/", "health/nonfinite_envs"  # names of metrics that are counts
+
+
+class Stats(NamedTuple):
+    """What a batch of episodes showed: their mean undiscounted return (), and how many ceased to be finite ()."""
+
+    returned: Array
+    nonfinite_envs: Array
 
 
 class Problem(NamedTuple):
@@ -26,13 +34,13 @@ class Problem(NamedTuple):
 
     Attributes:
       init: key -> parameters.
-      sample: (parameters, task, key) -> (batch, return). Acts in the task for E episodes of T steps; the batch carries
-        the old log-probabilities and the advantages, the return () is the mean undiscounted return of the episodes.
+      sample: (parameters, task, key) -> (batch, stats). Acts in the task for E episodes of T steps; the batch carries
+        the old log-probabilities and the advantages.
       loss: (parameters, batch) -> (), the negative surrogate -J on a fixed batch, twice differentiable in parameters.
     """
 
     init: Callable[[Key], Params]
-    sample: Callable[[Params, Task, Key], tuple[Batch, Array]]
+    sample: Callable[[Params, Task, Key], tuple[Batch, Stats]]
     loss: Callable[[Params, Batch], Array]
 
 
@@ -63,7 +71,8 @@ class Algorithm(NamedTuple):
     Attributes:
       init: key -> server.
       init_client: (shared, key) -> what a client keeps between its rounds; () when it keeps nothing.
-      client_update: (shared, client, task, key) -> (upload, client, metrics).
+      client_update: (shared, client, task, key) -> (upload, client, metrics). Metrics are () each; the engine takes
+        their mean over the clients heard, and the sum over all selected of those whose name begins with HEALTH.
       server_update: (server, aggregate, key) -> server.
       personal_params: (shared, client) -> the parameters that the client acts with.
       adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation, as evaluation takes it.

@@ -6,7 +6,7 @@ import optax
 
 from fedjax_rl import aggregators, simulate
 from fedjax_rl.algorithms import ALGORITHMS
-from fedjax_rl.types import Problem
+from fedjax_rl.types import Problem, Stats
 
 INNER_LR, LOCAL_LR, STEPS = 0.2, 0.05, 3
 
@@ -17,7 +17,7 @@ def loss(params, batch):
 
 def sample(params, task, key):
     del key
-    return task, -loss(params, task)
+    return task, Stats(-loss(params, task), jnp.zeros((), int))
 
 
 PROBLEM = Problem(init=lambda key: {"x": jax.random.normal(key, (3,), jnp.float64)}, sample=sample, loss=loss)
@@ -43,12 +43,12 @@ def make(name, *, server_opt=None, problem=PROBLEM, **settings):
     )
 
 
-def federation(algorithm, n=6, m=6, uplink=None):
+def federation(algorithm, n=6, m=6, **options):
     return simulate.make_simulation(
         algorithm,
         num_clients=n,
         clients_per_round=m,
         sample_tasks=sample_tasks,
         aggregator=aggregators.mean(),
-        uplink=uplink,
+        **options,
     )

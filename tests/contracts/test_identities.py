@@ -8,10 +8,12 @@ import pytest
 
 from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, STEPS, federation, make
 from fedjax_rl import clients, simulate, trees
+from fedjax_rl.types import Stats
 
 pytestmark = pytest.mark.usefixtures("x64")
 TASK = {"a": np.float64(1.3), "u": np.array([1.0, -2.0, 0.5])}
 START = {"x": np.array([0.2, 0.1, -0.4])}
+SILENT = Stats(np.zeros(()), np.zeros((), int))
 
 
 def message(name, **settings):
@@ -50,7 +52,7 @@ def test_fmrl_without_adaptation_is_fedavg_on_the_second_batch():
 
     def noisy(params, task, key):
         noise = jax.random.normal(key, (3,), jnp.float64)
-        return {**task, "u": task["u"] + noise}, jnp.zeros(())
+        return {**task, "u": task["u"] + noise}, SILENT
 
     key = jax.random.key(9)
     problem = PROBLEM._replace(sample=noisy)
@@ -170,7 +172,7 @@ def two_parts():
         body, mean = jax.random.normal(key, (2, 3), jnp.float64)
         return {"body": body, "mean": mean}
 
-    return PROBLEM._replace(init=init, loss=loss, sample=lambda params, task, key: (task, -loss(params, task)))
+    return PROBLEM._replace(init=init, loss=loss, sample=lambda params, task, key: (task, SILENT))
 
 
 def test_fedrep_steps_on_the_head_then_on_the_body_and_sends_the_body_alone():
@@ -253,7 +255,7 @@ def test_per_fedavg_on_repeated_batches_is_fmrl(order, power):
 
 def noisy_problem():
     def noisy(params, task, key):
-        return {**task, "u": task["u"] + jax.random.normal(key, (3,), jnp.float64)}, jnp.zeros(())
+        return {**task, "u": task["u"] + jax.random.normal(key, (3,), jnp.float64)}, SILENT
 
     return PROBLEM._replace(sample=noisy)
 
@@ -315,7 +317,7 @@ def test_the_second_batch_is_sampled_with_the_adapted_parameters():
     a, u, start, s = 1.3, np.asarray(TASK["u"]), np.asarray(START["x"]), INNER_LR
 
     def sample(params, task, key):
-        return {**task, "u": task["u"] + 2 * params["x"]}, jnp.zeros(())
+        return {**task, "u": task["u"] + 2 * params["x"]}, SILENT
 
     def adapted(x, inner):
         return x - s * a * (x - inner)

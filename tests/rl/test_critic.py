@@ -77,7 +77,7 @@ def test_advantages_are_the_generalised_ones_of_the_networks_values():
     lam, end = 0.8, 5
     problem = make(counter(), gae_lambda=lam)
     params = problem.init(jax.random.key(3))
-    batch, returned = problem.sample(params, jnp.array([end, 99.0]), jax.random.key(4))
+    batch, stats = problem.sample(params, jnp.array([end, 99.0]), jax.random.key(4))
     horizon = sum(DISCOUNT**t for t in range(8))
     steps = end + 1  # the step that passes the end is still paid
     values = horizon * numpy_values(params["critic"], np.asarray(batch.obs))[:, :steps]
@@ -92,7 +92,7 @@ def test_advantages_are_the_generalised_ones_of_the_networks_values():
     np.testing.assert_allclose(np.asarray(batch.advantage)[:, :steps], want, rtol=1e-4, atol=1e-5)
     togo = [sum(DISCOUNT ** (k - t) * (k + 1) for k in range(t, steps)) for t in range(steps)]
     np.testing.assert_allclose(np.asarray(batch.target)[0, :steps], np.array(togo) / horizon, rtol=1e-5)
-    assert float(returned) == sum(range(1, steps + 1))
+    assert float(stats.returned) == sum(range(1, steps + 1))
 
 
 def test_the_critic_learns_known_values():

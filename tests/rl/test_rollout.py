@@ -17,7 +17,10 @@ HORIZON, EPISODES = 8, 5
 
 
 def counter(horizon: int = HORIZON) -> Env:
-    """Counts steps; step t pays t + 1. The task [3]: the step that ends the episode; the step that shows what; what."""
+    """Counts steps; step t pays t + 1. The task: the step that ends the episode; the step that shows what; what.
+
+    A fourth entry: only episodes whose second observation, drawn at the reset, is at least that much show it.
+    """
 
     def reset(key, task):
         start = jax.random.uniform(key)
@@ -25,7 +28,8 @@ def counter(horizon: int = HORIZON) -> Env:
 
     def step(state, action, task):
         count = state.physics + 1.0
-        shown = jnp.where(count > task[1], task[2], count)
+        concerned = state.obs[1] >= task[3] if task.size > 3 else True
+        shown = jnp.where((count > task[1]) & concerned, task[2], count)
         obs = jnp.stack([shown, state.obs[1]])
         return EnvState(count, obs, count + 0.0 * action[0], count > task[0])
 
@@ -68,7 +72,27 @@ def test_a_state_that_is_not_finite_ends_the_episode_at_its_last_finite_one(what
     np.testing.assert_array_equal(out.mask, np.tile([1, 1, 1, 0, 0, 0, 0, 0], (EPISODES, 1)))
     np.testing.assert_array_equal(out.reward, np.tile([1, 2, 0, 0, 0, 0, 0, 0], (EPISODES, 1)))
     np.testing.assert_array_equal(out.obs[..., 0], np.tile([0, 1, 2, 2, 2, 2, 2, 2], (EPISODES, 1)))
+    np.testing.assert_array_equal(out.frozen, np.tile([0, 0, 1, 0, 0, 0, 0, 0], (EPISODES, 1)))
     assert all(np.isfinite(x).all() for x in out)
+
+
+def test_nan_in_one_of_800_environments_leaves_the_others_bit_identical():
+    """At step 37, in the episode with the largest first observation: two tasks, one compiled program."""
+    clients, episodes = 40, 20
+    env = counter(50)
+    policy = gaussian_mlp(env.spec, hidden=(8,))
+    params, keys = policy.init(jax.random.key(1)), jax.random.split(jax.random.key(2), clients)
+    rollout = jax.jit(jax.vmap(make_rollout(env, policy, episodes), in_axes=(None, None, 0)))
+    well = rollout(params, jnp.asarray([99.0, 99.0, 0.0, 2.0]), keys)
+    first = np.asarray(well.obs[..., 0, 1])
+    ill = rollout(params, jnp.asarray([99.0, 36.0, np.nan, first.max()]), keys)
+    others = first < first.max()
+    assert others.sum() == clients * episodes - 1
+    for a, b in zip(well, ill, strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[others], np.asarray(b)[others])
+        assert np.isfinite(b).all()
+    assert ill.frozen.sum() == 1 and ill.frozen[~others][0, 36]
+    assert ill.mask[~others].sum() == 37 and well.mask.all()
 
 
 def test_large_but_sane_values_end_nothing():
@@ -102,8 +126,8 @@ def test_problem_sample_and_loss():
     policy = gaussian_mlp(env.spec, hidden=(8,))
     problem = make_problem(env, policy, episodes=EPISODES)
     params = problem.init(jax.random.key(1))
-    batch, value = jax.jit(problem.sample)(params, jnp.asarray([3.0, 99.0, 0.0]), jax.random.key(0))
-    assert value == 1 + 2 + 3 + 4
+    batch, shown = jax.jit(problem.sample)(params, jnp.asarray([3.0, 99.0, 0.0]), jax.random.key(0))
+    assert (shown.returned, shown.nonfinite_envs) == (1 + 2 + 3 + 4, 0)
     # At the sampling parameters the loss is minus the mean advantage, which is normalised to 0.
     value_and_grad = jax.jit(jax.value_and_grad(problem.loss))
     loss, grads = value_and_grad(params, batch)

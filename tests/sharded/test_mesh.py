@@ -91,7 +91,7 @@ def test_an_mjx_rollout_has_no_collective():
     state = jax.eval_shape(some.run.simulation.init, jax.random.key(0))
 
     def returns(params, tasks, keys):
-        sample = lambda params, task, key: some.run.problem.sample(params, task, key)[1]
+        sample = lambda params, task, key: some.run.problem.sample(params, task, key)[1].returned
         return placement.map_clients(sample, num_broadcast=1)(params, tasks, keys)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))

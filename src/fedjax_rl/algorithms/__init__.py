@@ -1,6 +1,6 @@
 """The algorithms, one short file each, and the only list to touch when one is added."""
 
-from fedjax_rl.algorithms._local import keep_on_client
+from fedjax_rl.algorithms._local import keep_on_client, with_stragglers
 from fedjax_rl.algorithms.ditto import ditto
 from fedjax_rl.algorithms.fedavg import fedavg
 from fedjax_rl.algorithms.fedprox import fedprox
@@ -13,7 +13,7 @@ from fedjax_rl.algorithms.pfedme import pfedme
 from fedjax_rl.algorithms.reptile import reptile
 from fedjax_rl.algorithms.scaffold import scaffold
 
-__all__ = ["ALGORITHMS", "keep_on_client"]
+__all__ = ["ALGORITHMS", "keep_on_client", "with_stragglers"]
 
 ALGORITHMS = {
     "fmrl": fmrl,

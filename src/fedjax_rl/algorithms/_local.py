@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.types import Algorithm, Params, Problem, Server, Tree
+from fedjax_rl.types import NONFINITE_ENVS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree, Upload
 
 
 def chunked(fn: Callable, client_batch: int | None) -> Callable:
@@ -79,6 +79,20 @@ def local_change(
         return (moved, aux) if has_aux else moved
 
     return chunked(change, client_batch)
+
+
+_STRAGGLE = 1 << 20  # apart from the keys that algorithms make of theirs: who straggles changes no other draw
+
+
+def measured(*stats: Stats, also: Stats | None = None) -> Metrics:
+    """A client's metrics from what each of its batches showed: before adaptation, after a step, ...
+
+    Where a batch is sampled anew in every local step its stats are [T], and the first step's return stands for it.
+    `also`: a further batch, whose return is not of the model that is measured.
+    """
+    returns = {f"return/adapt_{j}": jnp.ravel(s.returned)[0] for j, s in enumerate(stats)}
+    counts = [jnp.sum(s.nonfinite_envs) for s in (*stats, also) if s is not None]
+    return {**returns, NONFINITE_ENVS: jnp.stack(counts).sum()}
 
 
 def one_model(
@@ -156,3 +170,43 @@ def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
         personal_params=lambda shared, client: algorithm.personal_params(*whole(shared, client)),
         adapt=lambda shared, client, params, batch: algorithm.adapt(*whole(shared, client), params, batch),
     )
+
+
+def with_stragglers(
+    make: Callable[[optax.GradientTransformation], Algorithm],
+    client_opt: optax.GradientTransformation,
+    local_steps: int,
+    share: Array | float,
+) -> Algorithm:
+    """The algorithm make(client_opt), some of whose clients are too slow to take all their local steps.
+
+    In every round a client straggles with probability `share`: it takes s steps of `client_opt`, s uniform on
+    1..local_steps - 1, and its message weighs s / local_steps. (What it does with other optimisers, such as Ditto's
+    personal steps, is not cut.) Its "health/stragglers" is 1.
+
+    Source: partial work as in Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, section 5.2,
+    which weighs it like whole work.
+    """
+
+    def client_update(shared, client, task, key):
+        who_key, steps_key = jax.random.split(jax.random.fold_in(key, _STRAGGLE))
+        straggles = jax.random.uniform(who_key) < share
+        steps = jax.random.randint(steps_key, (), 1, local_steps)
+        # a float: what the algorithm closes over must be one to go through its chunks
+        taken = jnp.where(straggles, steps, local_steps).astype(jnp.float32)
+        upload, client, metrics = make(_first_steps(client_opt, taken)).client_update(shared, client, task, key)
+        upload = upload._replace(weight=upload.weight * taken / local_steps)
+        return upload, client, {**metrics, "health/stragglers": straggles.astype(jnp.int32)}
+
+    return make(client_opt)._replace(client_update=client_update)
+
+
+def _first_steps(opt: optax.GradientTransformation, count: Array) -> optax.GradientTransformation:
+    """`opt`, which stands still after `count` steps."""
+
+    def update(updates, state, params=None):
+        step, inner = state
+        updates, inner = opt.update(updates, inner, params)
+        return jax.tree.map(lambda u: jnp.where(step < count, u, 0.0), updates), (step + 1.0, inner)
+
+    return optax.GradientTransformation(lambda params: (jnp.zeros(()), opt.init(params)), update)

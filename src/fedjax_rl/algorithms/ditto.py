@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import local_change, one_model
+from fedjax_rl.algorithms._local import local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -37,10 +37,10 @@ def ditto(
 
     def client_update(shared, client, task, key):
         global_key, personal_key = jax.random.split(key)
-        batch, _ = problem.sample(shared, task, global_key)
+        batch, of_global = problem.sample(shared, task, global_key)
         own_batch, before = problem.sample(client, task, personal_key)
         personal = trees.axpy(1.0, personal_change(client, shared, own_batch), client)
-        return Upload(change(shared, batch), jnp.ones(())), personal, {"return/adapt_0": before}
+        return Upload(change(shared, batch), jnp.ones(())), personal, measured(before, also=of_global)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)._replace(
         init_client=lambda shared, key: shared, personal_params=lambda shared, client: client

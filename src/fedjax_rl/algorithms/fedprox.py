@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import local_change, one_model
+from fedjax_rl.algorithms._local import local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -31,6 +31,6 @@ def fedprox(
 
     def client_update(shared, client, task, key):
         batch, before = problem.sample(shared, task, key)
-        return Upload(change(shared, shared, batch), jnp.ones(())), client, {"return/adapt_0": before}
+        return Upload(change(shared, shared, batch), jnp.ones(())), client, measured(before)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)

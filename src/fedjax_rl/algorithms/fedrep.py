@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import keep_on_client, local_change, one_model
+from fedjax_rl.algorithms._local import keep_on_client, local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -44,6 +44,6 @@ def fedrep(
         batch, before = problem.sample(shared, task, key)
         moved = head_change(shared, batch)
         moved = trees.axpy(1.0, moved, body_change(trees.axpy(1.0, moved, shared), batch))
-        return Upload(moved, jnp.ones(())), client, {"return/adapt_0": before}
+        return Upload(moved, jnp.ones(())), client, measured(before)
 
     return keep_on_client(one_model(problem, client_update, server_opt, inner_lr, client_batch), head)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta
-from fedjax_rl.algorithms._local import chunked, local_change, one_model
+from fedjax_rl.algorithms._local import chunked, local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -46,6 +46,6 @@ def fmrl(
         inner, before = problem.sample(shared, task, inner_key)
         outer, after = problem.sample(adapt(shared, inner), task, outer_key)
         upload = Upload(change(shared, inner, outer), jnp.ones(()))
-        return upload, client, {"return/adapt_0": before, "return/adapt_1": after}
+        return upload, client, measured(before, after)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)

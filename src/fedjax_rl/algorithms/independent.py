@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import local_change, one_model
+from fedjax_rl.algorithms._local import local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Server, Upload
 
 
@@ -27,7 +27,7 @@ def independent(
     def client_update(shared, client, task, key):
         batch, before = problem.sample(client, task, key)
         trained = trees.axpy(1.0, change(client, batch), client)
-        return Upload(jnp.zeros((0,)), jnp.ones(())), trained, {"return/adapt_0": before}
+        return Upload(jnp.zeros((0,)), jnp.ones(())), trained, measured(before)
 
     return one_model(problem, client_update, optax.identity(), inner_lr, client_batch)._replace(
         init=lambda key: Server(problem.init(key), ()),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rl.algorithms._local import chunked, local_change, one_model
+from fedjax_rl.algorithms._local import chunked, local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -52,7 +52,7 @@ def meta_sgd(
         inner, before = problem.sample(shared["params"], task, inner_key)
         outer, after = problem.sample(adapt(shared, shared["params"], inner), task, outer_key)
         upload = Upload(change(shared, inner, outer), jnp.ones(()))
-        return upload, client, {"return/adapt_0": before, "return/adapt_1": after}
+        return upload, client, measured(before, after)
 
     model = one_model(problem, client_update, server_opt, inner_lr, client_batch, init_shared=init_shared)
     return model._replace(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.algorithms._local import chunked, one_model
+from fedjax_rl.algorithms._local import chunked, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -46,6 +46,6 @@ def per_fedavg(
         start = (shared, client_opt.init(shared))
         (params, _), (before, after) = jax.lax.scan(step, start, jax.random.split(key, local_steps))
         upload = Upload(trees.sub(params, shared), jnp.ones(()))
-        return upload, client, {"return/adapt_0": before[0], "return/adapt_1": after[0]}
+        return upload, client, measured(before, after)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)

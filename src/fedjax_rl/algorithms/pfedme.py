@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import local_change, one_model
+from fedjax_rl.algorithms._local import local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -45,7 +45,7 @@ def pfedme(
         batch, before = problem.sample(shared, task, key)
         moved, personal = change(shared, batch)
         last = jax.tree.map(lambda x: x[-1], personal)
-        return Upload(moved, jnp.ones(())), last, {"return/adapt_0": before}
+        return Upload(moved, jnp.ones(())), last, measured(before)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)._replace(
         init_client=lambda shared, key: shared, personal_params=lambda shared, client: client

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import chunked, one_model
+from fedjax_rl.algorithms._local import chunked, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 
@@ -35,11 +35,11 @@ def reptile(
 
     def client_update(shared, client, task, key):
         def step(carry, step_key):
-            batch, returned = problem.sample(carry[0], task, step_key)
-            return learn(*carry, batch), returned
+            batch, stats = problem.sample(carry[0], task, step_key)
+            return learn(*carry, batch), stats
 
         start = (shared, client_opt.init(shared))
-        (params, _), returned = jax.lax.scan(step, start, jax.random.split(key, local_steps))
-        return Upload(trees.sub(params, shared), jnp.ones(())), client, {"return/adapt_0": returned[0]}
+        (params, _), stats = jax.lax.scan(step, start, jax.random.split(key, local_steps))
+        return Upload(trees.sub(params, shared), jnp.ones(())), client, measured(stats)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import local_change, one_model
+from fedjax_rl.algorithms._local import local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Server, Upload
 
 
@@ -45,7 +45,7 @@ def scaffold(
         moved, gradients = change(shared["params"], batch, client, shared["variate"])
         new = jax.tree.map(lambda g: g.mean(axis=0), gradients)
         message = {"params": moved, "variate": trees.sub(new, client)}
-        return Upload(message, jnp.ones(())), new, {"return/adapt_0": before}
+        return Upload(message, jnp.ones(())), new, measured(before)
 
     model = one_model(problem, client_update, server_opt, inner_lr, client_batch)
 

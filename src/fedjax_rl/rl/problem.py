@@ -10,7 +10,7 @@ from fedjax_rl.rl.critics import Critic
 from fedjax_rl.rl.policies import Policy, entropy, log_prob
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
 from fedjax_rl.rl.surrogates import SURROGATES, Batch, mean_over_valid
-from fedjax_rl.types import Array, Key, Params, Problem, Task
+from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task
 
 
 def make_batch(
@@ -20,7 +20,7 @@ def make_batch(
 
     Without values: against a linear baseline fitted to the discounted return-to-go of these very episodes.
     """
-    obs, action, logp, reward, mask = trajectory
+    obs, action, logp, reward, mask, _ = trajectory
     if values is None:
         values = linear_baseline(obs, discounted_returns(reward, discount), mask)
     advantage = gae(reward, values, mask, discount, gae_lambda)
@@ -71,14 +71,14 @@ def make_problem(
         tau = jnp.tile(jnp.arange(steps, dtype=obs.dtype) / steps, episodes)
         return critic.apply(params[critics.NAME], obs.reshape(episodes * steps, -1), tau).reshape(episodes, steps)
 
-    def sample(params: Params, task: Task, key: Key) -> tuple[Batch, Array]:
+    def sample(params: Params, task: Task, key: Key) -> tuple[Batch, Stats]:
         trajectory = rollout(params, task, key)
-        returned = jnp.mean(jnp.sum(trajectory.reward, axis=1))
+        stats = Stats(jnp.mean(jnp.sum(trajectory.reward, axis=1)), trajectory.frozen.sum())
         if critic is None:
-            return make_batch(trajectory, discount, gae_lambda), returned
+            return make_batch(trajectory, discount, gae_lambda), stats
         values = horizon * rates(params, trajectory.obs)
         target = discounted_returns(trajectory.reward, discount) / horizon
-        return make_batch(trajectory, discount, gae_lambda, values, target), returned
+        return make_batch(trajectory, discount, gae_lambda, values, target), stats
 
     def loss(params: Params, batch: Batch) -> Array:
         # One forward pass over all E T steps: a matrix product a layer.

@@ -17,9 +17,10 @@ from fedjax_rl.types import Array, Key, Params, Task, Tree
 
 
 class Trajectory(NamedTuple):
-    """obs [E, T, O]; action [E, T, A], raw; logp [E, T] of the raw action; reward [E, T]; mask [E, T] bool.
+    """obs [E, T, O]; action [E, T, A], raw; logp [E, T] of the raw action; reward [E, T]; mask, frozen [E, T] bool.
 
-    mask[e, t]: episode e was not over before step t. Rewards are 0 where it is false. All entries are finite.
+    mask[e, t]: episode e was not over before step t. Rewards are 0 where it is false. frozen[e, t]: it was ended by
+    step t because what that showed was not finite. All entries are finite.
     """
 
     obs: Array
@@ -27,6 +28,7 @@ class Trajectory(NamedTuple):
     logp: Array
     reward: Array
     mask: Array
+    frozen: Array
 
 
 LIMIT = 1e10  # a simulation beyond it has diverged, as MuJoCo's own check has it
@@ -43,16 +45,17 @@ def _select(keep: Array, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda n, o: jnp.where(keep.reshape(keep.shape + (1,) * (n.ndim - 1)), n, o), new, old)
 
 
-def _advance(old: EnvState, new: EnvState, alive: Array) -> tuple[EnvState, Array, Array]:
-    """What a step does to episodes of which some were over: (state, reward [E], alive [E]).
+def _advance(old: EnvState, new: EnvState, alive: Array) -> tuple[EnvState, Array, Array, Array]:
+    """What a step does to episodes of which some were over: (state, reward [E], alive [E], frozen [E]).
 
     An episode that is over stays where it is. One whose new state, observation or reward is not finite, or beyond
     LIMIT, is over too: it stays at its last finite state and that step earns 0, so that no NaN is ever stored, let
     alone differentiated.
     """
     chex.assert_rank([new.reward, new.done, alive], 1)
-    ok = alive & _finite((new.physics, new.obs, new.reward), alive.shape[0])
-    return _select(ok, new, old), jnp.where(ok, new.reward, 0.0), ok & ~new.done
+    finite = _finite((new.physics, new.obs, new.reward), alive.shape[0])
+    ok = alive & finite
+    return _select(ok, new, old), jnp.where(ok, new.reward, 0.0), ok & ~new.done, alive & ~finite
 
 
 def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, Task, Key], Trajectory]:
@@ -72,8 +75,8 @@ def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, T
             state, alive = carry
             mean, log_std = policy.apply(params, state.obs)
             action = mean + jnp.exp(log_std) * eps
-            after, reward, alive_after = _advance(state, env_step(state, action, task), alive)
-            out = Trajectory(state.obs, action, log_prob(mean, log_std, action), reward, alive)
+            after, reward, alive_after, frozen = _advance(state, env_step(state, action, task), alive)
+            out = Trajectory(state.obs, action, log_prob(mean, log_std, action), reward, alive, frozen)
             return (after, alive_after), out
 
         _, steps = jax.lax.scan(step, (start, ~start.done), noise)

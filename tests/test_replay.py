@@ -1,0 +1,60 @@
+"""What a run writes down of a client whose numbers ceased to be finite, and what its replay says."""
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_rl import replay, rundir
+from fedjax_rl.build import initial_state, make_run
+from fedjax_rl.cli import main
+from fedjax_rl.config import build
+from fedjax_rl.presets import preset
+
+SMALL = {"env": "probe/delayed", "hidden": (4,), "episodes": 1, "new_clients": 0, "adapt_steps": 0, "nan_dump": 1}
+
+
+def test_a_replay_is_the_clients_part_of_the_round(tmp_path):
+    config = build("ditto", preset("tiny", "ditto"), SMALL)
+    run = make_run(config)
+    state = initial_state(run)
+    ids, shared, *rows = run.simulation.cohort(state)
+    work = jax.jit(run.simulation.work)(shared, *jax.tree.map(lambda x: x[2], rows))
+    path = replay.dump(run, config, state, int(ids[2]), tmp_path)
+    assert replay.dump(run, config, state, int(ids[3]), tmp_path) is None  # one was asked for
+    said = replay.replay(path).splitlines()
+    assert said[0] == f"client {ids[2]} in round 1: ditto on probe/delayed"
+    assert "no operation gives a NaN" in said
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(work[0].message))
+    line = next(line for line in said if line.startswith("message"))
+    assert "0 not finite" in line
+    np.testing.assert_allclose(float(line.split()[-1]), largest, rtol=1e-3)
+    returned = next(line for line in said if line.startswith("return/adapt_0"))
+    np.testing.assert_allclose(float(returned.split()[-1]), work[2]["return/adapt_0"], rtol=1e-4)
+
+
+def test_the_line_that_gave_the_first_nan_is_named(tmp_path, capsys, shared_programs):
+    """Steps of rate 100, without a clip, blow up log_std."""
+    out = tmp_path / "run"
+    line = (
+        "train fedavg --preset tiny --env navigation --hidden 4 --episodes 1 --new-clients 0 --adapt-steps 0 --rounds 4"
+    )
+    line += " --server sgd --server-lr 1000 --local-lr 100 --max-change-norm 0 --nan-dump 1 --quiet"
+    assert main([*line.split(), "--out", str(out)]) in (0, 3)
+    [path] = (out / replay.DUMPS).iterdir()
+    assert f"fedjax-rl replay {path}" in capsys.readouterr().err
+    number, client = path.stem.removeprefix("round").split("-client")
+    record = rundir.read_lines(out / rundir.METRICS)[int(number) - 1]
+    assert record["health/suspect"] == int(client)
+    assert record["health/nonfinite_clients"] > 0
+    assert main(["replay", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"client {client} in round {number}: fedavg on navigation" in said
+    assert "first NaN: invalid value (nan)" in said and "policies.py" in said
+
+
+@pytest.mark.parametrize(("name", "what"), [("config.toml", "is not a dump"), ("none.npz", "does not exist")])
+def test_what_is_no_dump_is_refused(name, what, tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("schema = 1")
+    assert main(["replay", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert what in said and said.count("\n") == 1
