@@ -8,6 +8,7 @@ repeated until all is done. There is no mathematics here.
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -111,10 +112,13 @@ def curves(
     lines: Callable[[str], dict[str, Members]],
     panels: tuple[tuple[str, str], ...],
     name: str,
+    *,
+    by_steps: bool = False,
 ) -> None:
     """Run what is missing and draw OUT/NAME.png: a column for each environment, a row for each (metric, title).
 
-    lines: environment -> the members of each line (its seeds) by label.
+    lines: environment -> the members of each line (its seeds) by label. by_steps: over environment steps, for lines
+    whose rounds differ in size.
     """
     cells = {env: lines(env) for env in envs}
     everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
@@ -124,16 +128,19 @@ def curves(
     figure, axes = plt.subplots(len(panels), len(envs), figsize=size, squeeze=False, sharex="col")
     for j, env in enumerate(envs):
         for i, (key, title) in enumerate(panels):
-            draw(axes[i][j], out, cells[env], key)
+            draw(axes[i][j], out, cells[env], key, by_steps)
             axes[i][j].set_title(f"{env}\n{title}", fontsize=9)
-        axes[-1][j].set_xlabel("round")
+        axes[-1][j].set_xlabel("environment steps [million]" if by_steps else "round")
     axes[0][0].set_ylabel("return of an episode")
     axes[0][0].legend(frameon=False, fontsize=8)
     finish(figure, out / f"{name}.png", footer(scale, everyone, out))
 
 
-def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str) -> None:
-    """Mean over seeds with its 95 % band, where all seeds have a value; training curves are smoothed over 10 rounds."""
+def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str, by_steps: bool = False) -> None:
+    """Each seed, and their mean with its 95 % band, where all seeds have a value.
+
+    Training curves are smoothed over 10 rounds.
+    """
     for label, some in lines.items():
         seeds = [curve(out, name, key) for name in some]
         rounds = sorted(set.intersection(*map(set, seeds)))
@@ -143,8 +150,11 @@ def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str) -> None:
             continue
         smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="valid") for row in values])
         stats = np.array([metrics.mean_ci95(column) for column in smooth.T])
-        x = rounds[width - 1 :]
+        c = next(iter(some.values()))
+        unit = env_steps(c) / c.rounds / 1e6 if by_steps else 1
+        x = unit * np.array(rounds[width - 1 :])
         [line] = axes.plot(x, stats[:, 0], label=label, lw=1.5, marker="o" if len(x) < 12 else None, ms=3)
+        axes.plot(x, smooth.T, color=line.get_color(), lw=0.5, alpha=0.6)
         axes.fill_between(x, stats[:, 0] - stats[:, 1], stats[:, 0] + stats[:, 1], color=line.get_color(), alpha=0.15)
     axes.axhline(0, color="black", lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
@@ -162,8 +172,10 @@ def pyplot() -> Any:
 
 def finish(figure: Any, path: Path, note: str) -> None:
     """Write the figure with the line that says what it is worth."""
-    figure.text(0.01, 0.005, f"{note}; bands: 95 % over seeds", fontsize=6, color="#555555")
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    width, height = figure.get_size_inches()
+    text = textwrap.fill(f"{note}; thin: each seed; bands and bars: 95 % t-interval over seeds", int(19 * width))
+    figure.text(0.01, 0.005, text, fontsize=6, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.12 * (text.count("\n") + 1) / height, 1, 1))
     figure.savefig(path, dpi=130)
     print(path)
 
@@ -174,18 +186,25 @@ def over(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: 
 
 
 def tuned_rate(
-    scale: Scale, out: Path, env: str, label: str, algorithm: str, rates: tuple[float, ...], **values: Any
+    scale: Scale,
+    out: Path,
+    env: str,
+    label: str,
+    algorithm: str,
+    rates: tuple[float, ...],
+    key: str = "server_lr",
+    **values: Any,
 ) -> float:
-    """The server rate with the best mean after one step over two seeds that are not reported, over all rounds.
+    """The rate (the server's, or another of that key) with the best mean after one step over two seeds not reported.
 
-    On the first two fifths of the rounds the largest rate wins, which later destroys what it learned.
+    Over all rounds: on the first two fifths of them the largest server rate wins, which later destroys what it learned.
     """
     values = {"adapt_steps": 1, "eval_every": 0, **values}
     cells: dict[float, Members] = {}
     for rate in rates:
-        names = {f"{env}/{label}/tuning/server_lr={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
+        names = {f"{env}/{label}/tuning/{key}={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
         cells[rate] = {
-            name: configure(scale, algorithm, env, seed=seed, server_lr=rate, **values) for name, seed in names.items()
+            name: configure(scale, algorithm, env, seed=seed, **{key: rate}, **values) for name, seed in names.items()
         }
     run({name: c for members in cells.values() for name, c in members.items()}, out)
     return max(cells, key=lambda rate: _after_one_step(out, cells[rate]))
@@ -198,7 +217,13 @@ def _after_one_step(out: Path, members: Members) -> float:
 
 
 def study(
-    scale: Scale, out: Path, envs: tuple[str, ...], lines: Callable[[str], dict[str, Members]], name: str
+    scale: Scale,
+    out: Path,
+    envs: tuple[str, ...],
+    lines: Callable[[str], dict[str, Members]],
+    name: str,
+    *,
+    by_steps: bool = False,
 ) -> None:
     """Run what is missing; draw the learning curves and write OUT/NAME.md and OUT/NAME.json.
 
@@ -207,7 +232,7 @@ def study(
     """
     cells = {env: lines(env) for env in envs}
     panels = (("train/return/adapt_1", "selected clients after one step"),)
-    curves(scale, out, envs, cells.__getitem__, panels, name)
+    curves(scale, out, envs, cells.__getitem__, panels, name, by_steps=by_steps)
     everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
     text = [f"# {name}", "", footer(scale, everyone, out), ""]
@@ -261,14 +286,16 @@ def footer(scale: Scale, members: Members, out: Path) -> str:
     return f"scale {scale.name}: seeds {', '.join(map(str, seeds))}; {text} environment steps a run; {versions}"
 
 
-def main(doc: str, name: str, experiment: Callable[..., None], *, by_method: bool = False) -> None:
+def main(
+    doc: str, name: str, experiment: Callable[..., None], *, by_method: bool = False, envs: tuple[str, ...] = ENVS
+) -> None:
     """The command line of an experiment: (scale, out, environments), and the methods where it compares them."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="laptop")
     parser.add_argument(
         "--out", type=Path, help=f"directory of the runs and the result (default: results/{name}-SCALE)"
     )
-    parser.add_argument("--envs", nargs="+", choices=ENVS, default=ENVS, help="only these environments")
+    parser.add_argument("--envs", nargs="+", choices=envs, default=envs, help="only these environments")
     if by_method:
         parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
     args = parser.parse_args()

@@ -44,9 +44,10 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
             rows = [score(out / name, 4 if scale.name == "tiny" else 100) for name in cell]
             scores.setdefault(env, {})[method] = rows
             columns = np.array([metrics.mean_ci95(column) for column in zip(*rows, strict=True)])
-            panel.errorbar(
+            [line, *_] = panel.errorbar(
                 range(STEPS + 1), columns[:, 0], columns[:, 1], label=method, capsize=2, lw=1.5, marker="o", ms=3
             )
+            panel.plot(range(STEPS + 1), np.transpose(rows), color=line.get_color(), lw=0.5, alpha=0.6)
         panel.set_title(env, fontsize=9)
         panel.set_xlabel("adaptation steps")
         panel.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,9 @@ def call(capsys, *argv):
         ("train --rounds 0", "rounds = 0: must be an integer"),
         ("train --local-lr nan", "local_lr = nan: must be a number"),
         ("train --clients-per-round 300", "must be at most num_clients = 200"),
+        ("train --dropout 1.1", "dropout = 1.1: must be a number, 0 to 1"),
+        ("train scaffold --stragglers 0.5", "stragglers = 0.5: not for this scaffold"),
+        ("train --stragglers 0.5 --local-steps 1", "local_steps = 1 cannot be fewer"),
         ("train --config missing.toml", "cannot read missing.toml"),
         ("resume", "run directory"),
         ("resume missing", "missing is not a run directory"),
@@ -192,6 +196,23 @@ def test_resume_cannot_go_backwards(trained, capsys):
     assert code == 2
     assert "2 rounds are done already" in err
     assert (trained / "config.toml").read_text() == config
+
+
+@pytest.mark.parametrize(
+    ("change", "then", "now"),
+    [("hidden = [4]", "hidden = (4,)", "(5,)"), ("server_lr = 0.0015", "server_lr = 0.0015", "0.002")],
+)
+def test_resume_refuses_a_configuration_that_was_changed_since(trained, capsys, tmp_path, change, then, now):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    text = (run / "config.toml").read_text()
+    assert change in text
+    (run / "config.toml").write_text(text.replace(change, change.split("=")[0] + "= " + now.replace("(5,)", "[5]")))
+    code, _, err = call(capsys, "resume", str(run), "--rounds", "4", "--quiet")
+    assert code == 2 and err.count("\n") == 1
+    assert f"was trained with {then}, and its config.toml now has {now}; put" in err
+    (run / "config.toml").write_text(text.replace("save_every = 1", "save_every = 2"))
+    assert call(capsys, "resume", str(run), "--rounds", "3", "--quiet")[0] == 0  # what changes no number may change
 
 
 def test_an_interrupted_process_exits_130_and_resumes(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,10 +10,17 @@ from experiments import common, curvature, fig1, fig2, fig3, fig4, fig5, fig6, t
 from fedjax_rl import rundir
 from fedjax_rl.config import CONFIGS
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]
 METHODS = ("fmrl", "ditto")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_programs():
+    """These tests are mostly compilation, and no figure of theirs matters."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, commands, config, rundir, runner, simulate, sweep
+from fedjax_rl import build, checkpoint, cli, commands, config, rundir, runner, sweep
 from fedjax_rl import train as training
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.config import FmrlConfig
@@ -124,11 +124,11 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(crash, whole, tmp_path, m
     some = members(tmp_path, {"server_lr": [0.01, 0.1]})
     save, calls = checkpoint.save, []
 
-    def interrupting(*args):
+    def interrupting(*args, **options):
         calls.append(args)
         if crash is MemoryError and len(calls) == 7:
             raise crash
-        save(*args)
+        save(*args, **options)
         if len(calls) == 2:
             if crash is not MemoryError:
                 os.kill(os.getpid(), crash)
@@ -176,7 +176,7 @@ def breaking(monkeypatch):
             spoilt = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x).astype(x.dtype), new.server)
             return new._replace(server=spoilt), metrics
 
-        return run._replace(simulation=simulate.Simulation(run.simulation.init, round))
+        return run._replace(simulation=run.simulation._replace(round=round))
 
     monkeypatch.setattr(build, "make_run", broken)
     return lambda value: limit.__setitem__(0, value)

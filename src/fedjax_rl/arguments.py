@@ -44,7 +44,7 @@ class MachineOptions:
 class TrainOptions(MachineOptions):
     """What to do with the configuration."""
 
-    preset: str = presets.DEFAULT  # lowest layer of values: laptop, paper or tiny
+    preset: str = presets.DEFAULT  # lowest layer of values: laptop, efficient, paper or tiny
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
     out: Path | None = None  # run directory (default: runs/<env>-<algorithm>-seed<k>-<time>)
     print_config: bool = False  # print the configuration as TOML and stop
@@ -59,7 +59,7 @@ class SweepOptions(MachineOptions):
     seeds: str = "0:3"  # a range like 0:5 or a list like 0,3,7
     grid: tuple[str, ...] = ()  # KEY=VALUE,VALUE ... any options but seed and hidden, every combination is run
     halvings: int = 0  # successive halving: so many times, only the better half of the grid's points goes on
-    preset: str = presets.DEFAULT  # lowest layer of values: laptop, paper or tiny
+    preset: str = presets.DEFAULT  # lowest layer of values: laptop, efficient, paper or tiny
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
     out: Path | None = None  # directory of the runs (default: runs/sweep-<env>-<algorithm>-<time>)
     json: bool = False  # print the report as JSON instead of a table

@@ -37,7 +37,7 @@ def replay(path: Path) -> str:
     """What happens to the client of a dump when it works alone and nothing is compiled, for people to read."""
     config, number, client, arrays = _read(path)
     run = make_run(config)
-    ids, shared, *rows = jax.eval_shape(run.simulation.cohort, abstract_state(run))
+    _, shared, *rows = jax.eval_shape(run.simulation.cohort, abstract_state(run))
     row = jax.tree.map(lambda x: jax.eval_shape(lambda a: a[0], x), rows)
     args = unflatten(arrays, (shared, *row))
     title = f"client {client} in round {number}: {config.algorithm} on {config.env}"

@@ -141,7 +141,9 @@ def test_a_batchs_advantages_are_normalised_residuals_of_the_discounted_return()
     residual = (returns - ridge_in_numpy(obs, returns, mask))[mask]
     with jax.enable_x64(True):
         filler = jnp.zeros((*mask.shape, 1))
-        trajectory = Trajectory(jnp.asarray(obs), filler, filler[..., 0], jnp.asarray(rewards), jnp.asarray(mask))
+        trajectory = Trajectory(
+            jnp.asarray(obs), filler, filler[..., 0], jnp.asarray(rewards), jnp.asarray(mask), ~mask
+        )
         got = np.asarray(jax.jit(make_batch)(trajectory, 0.9, 1.0).advantage)
     np.testing.assert_allclose(got[mask], (residual - residual.mean()) / residual.std(), rtol=1e-5, atol=1e-6)
     assert not np.any(got[~mask])

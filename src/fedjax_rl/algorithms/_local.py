@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.types import NONFINITE_ENVS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree, Upload
+from fedjax_rl.types import NONFINITE_ENVS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree
 
 
 def chunked(fn: Callable, client_batch: int | None) -> Callable:
@@ -92,7 +92,8 @@ def measured(*stats: Stats, also: Stats | None = None) -> Metrics:
     """
     returns = {f"return/adapt_{j}": jnp.ravel(s.returned)[0] for j, s in enumerate(stats)}
     counts = [jnp.sum(s.nonfinite_envs) for s in (*stats, also) if s is not None]
-    return {**returns, NONFINITE_ENVS: jnp.stack(counts).sum()}
+    # a float, as everything that a client reports: a round on several devices gathers all of it at once
+    return {**returns, NONFINITE_ENVS: jnp.stack(counts).sum().astype(stats[0].returned.dtype)}
 
 
 def one_model(
@@ -196,7 +197,7 @@ def with_stragglers(
         taken = jnp.where(straggles, steps, local_steps).astype(jnp.float32)
         upload, client, metrics = make(_first_steps(client_opt, taken)).client_update(shared, client, task, key)
         upload = upload._replace(weight=upload.weight * taken / local_steps)
-        return upload, client, {**metrics, "health/stragglers": straggles.astype(jnp.int32)}
+        return upload, client, {**metrics, "health/stragglers": straggles.astype(upload.weight.dtype)}
 
     return make(client_opt)._replace(client_update=client_update)
 
