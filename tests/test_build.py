@@ -2,6 +2,7 @@
 
 import jax
 import optax
+import pytest
 
 from fedjax_rl import build, config, trees
 
@@ -26,3 +27,23 @@ def test_environment_steps_are_counted():
     horizon = runs["fmrl"].env.spec.horizon
     assert runs["fmrl"].env_steps_per_round == 8 * horizon
     assert runs["fedavg"].env_steps_per_round == 4 * horizon
+
+
+@pytest.mark.parametrize("name", config.CONFIGS)
+def test_no_key_is_used_twice(name):
+    """JAX's own check, over one client's work and over a whole round of two members.
+
+    The check takes the vmap of any scan over split keys for a second use (jax 0.10), so that the algorithms which sample
+    in such a scan can be checked for one client only.
+    """
+    extra = {} if name in ("scaffold", "independent") else {"critic": "local"}
+    extra |= {} if name == "scaffold" else {"stragglers": 0.3}
+    group = build.make_group([config.build(name, SMALL, extra, {"dropout": 0.2, "seed": seed}) for seed in (0, 1)])
+    states, alive = jax.eval_shape(lambda: build.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
+    with jax.debug_key_reuse(True):
+        jax.jit(jax.vmap(group.run.simulation.init)).lower(states.key)
+        _, shared, *rows = jax.eval_shape(group.run.simulation.cohort, build.abstract_state(group.run))
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        jax.jit(group.run.simulation.work).lower(shared, *row)
+        if name not in ("per_fedavg", "reptile"):
+            jax.jit(lambda *args: build.round_of(group, *args)).lower(states, alive, group.values)

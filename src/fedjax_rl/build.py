@@ -177,6 +177,8 @@ def round_of(group: Group, states: State, alive: Array, values: dict[str, Array]
     def one(state, still, of):
         new, metrics = group.member(of).simulation.round(state)
         ok = still & all_finite(new.server)
-        return select(ok, new, state), ok, metrics
+        # the key stays what it is; JAX's check for keys used twice would take a choice between it and itself for a use
+        kept = select(ok, new._replace(key=()), state._replace(key=()))
+        return kept._replace(key=state.key), ok, metrics
 
     return jax.vmap(one)(states, alive, values)
