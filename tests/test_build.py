@@ -33,7 +33,7 @@ def test_environment_steps_are_counted():
 def test_no_key_is_used_twice(name):
     """JAX's own check, over one client's work and over a whole round of two members.
 
-    The check takes the vmap of any scan over split keys for a second use (jax 0.10), so that the algorithms which sample
+    The check takes the vmap of any scan over split keys for a second use (jax 0.10), so that the algorithms that sample
     in such a scan can be checked for one client only.
     """
     extra = {} if name in ("scaffold", "independent") else {"critic": "local"}
