@@ -103,3 +103,32 @@ def test_the_number_of_steps_is_uniform_and_stragglers_are_as_many_as_asked():
     counts = np.bincount(np.round(np.asarray(upload.weight) * STEPS).astype(int), minlength=STEPS + 1)[1:]
     assert counts[:3].sum() == metrics["health/stragglers"].sum()
     assert stats.chisquare(counts, 1000 * np.array([0.4 / 3, 0.4 / 3, 0.4 / 3, 0.6])).pvalue > 1e-3
+
+
+def test_the_suspect_is_the_first_client_that_is_not_finite_or_whose_environments_were_not():
+    algorithm = make("fedavg")
+    plain = federation(algorithm, n=9, m=3)
+    state = plain.init(jax.random.key(1))
+    ids = np.asarray(plain.cohort(state)[0])
+    assert ids[1] > 2  # no place in the cohort
+
+    def suspect(bad, how):
+        marks = state.tasks["a"][np.asarray(bad, int)]
+
+        def update(shared, client, task, key):
+            upload, client, metrics = algorithm.client_update(shared, client, task, key)
+            is_bad = jnp.isin(task["a"], marks)
+            if how == "message":
+                upload = upload._replace(message=jax.tree.map(lambda x: jnp.where(is_bad, jnp.inf, x), upload.message))
+            else:
+                metrics = metrics | {"health/nonfinite_envs": 2.0 * is_bad}
+            return upload, client, metrics
+
+        metrics = federation(algorithm._replace(client_update=update), n=9, m=3).round(state)[1]
+        assert metrics["health/nonfinite_envs"] == (2 * len(bad) if how == "environments" else 0)
+        return int(metrics["health/suspect"])
+
+    for how in ("message", "environments"):
+        assert suspect([], how) == -1
+        assert suspect(ids[1:2], how) == ids[1]
+        assert suspect(ids[1:], how) == ids[1]
