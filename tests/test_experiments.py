@@ -1,12 +1,28 @@
 """The table and the figures at the tiny scale, on real physics: they run, reuse what is there, and say what it is."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import common, curvature, fig1, fig2, fig3, fig4, fig5, fig6, table1
+from experiments import (
+    ant,
+    common,
+    curvature,
+    dynamics,
+    efficiency,
+    fig1,
+    fig2,
+    fig3,
+    fig4,
+    fig5,
+    fig6,
+    servers,
+    strategies,
+    table1,
+)
 from fedjax_rl import rundir
 from fedjax_rl.config import CONFIGS
 
@@ -66,6 +82,24 @@ def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypat
     assert scores["exact, log"]["worst"][1] == pytest.approx(after[0])  # of 8 clients the worst tenth is one
     assert scores["exact, log"]["after"][1] == pytest.approx(np.mean(after))
     assert "scale tiny: seeds 0, 1" in (tmp_path / "curvature.md").read_text()
+
+
+@pytest.mark.parametrize("scale", common.SCALES)
+@pytest.mark.parametrize("module", [ant, curvature, dynamics, efficiency, servers, strategies])
+def test_a_studys_lines_have_one_budget_and_differ(module, scale, tmp_path, monkeypatch):
+    """Nothing is run: the members of every line, at every scale."""
+    seen = {}
+    monkeypatch.setattr(module, "study", lambda scale, out, envs, lines, *_, **__: seen.update(lines(envs[0])))
+    monkeypatch.setattr(
+        module, "tuned_rate", lambda scale, out, env, label, name, rates, *_, **__: rates[0], raising=False
+    )
+    env = getattr(module, "ENVS", common.ENVS)[0]
+    module.experiment(common.SCALES[scale], tmp_path, (env,))
+    members = {name: c for some in seen.values() for name, c in some.items()}
+    assert len({replace(c, seed=0) for c in members.values()}) == len(seen) > 2
+    assert all(c.env == env and name.startswith(f"{env}/") for name, c in members.items())
+    budgets = {common.env_steps(c) for c in members.values()}
+    assert max(budgets) <= 2 * min(budgets) or not common.SCALES[scale].matched
 
 
 @pytest.mark.parametrize("scale", ["tiny", "laptop"])
