@@ -87,8 +87,8 @@ def make_simulation(
     round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
     -> server_update -> scatter the states back. Only the selected compute.
 
-    A client of weight 0, or whose message or new state is not finite, leaves no trace: its message is replaced before
-    any sum and its old state kept. When nobody is left the server stays as it was.
+    A client of weight 0, or whose message (or its norm) or new state is not finite, leaves no trace: its message is
+    replaced before any sum and its old state kept. When nobody is left the server stays as it was.
 
     Args:
       algorithm: the six functions.
@@ -124,15 +124,17 @@ def make_simulation(
     def work(shared, own, task, client_key):
         client, sent = own
         upload, client, metrics = algorithm.client_update(shared, client, task, client_key)
+        # where the norm overflows, a clip would make zeros of the message, and these would be heard
+        weight = jnp.where(jnp.isfinite(optax.tree.norm(upload.message)), upload.weight, jnp.nan)
         message, sent = uplink.update(upload.message, sent)
-        return Upload(message, upload.weight), (client, sent), metrics
+        return Upload(message, weight), (client, sent), metrics
 
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
         ids, shared, old, tasks, keys = cohort(state)
         map_work = placement.map_clients(work, num_broadcast=1)
         (messages, weights), new, client_metrics = map_work(shared, old, tasks, keys)
-        finite = jax.vmap(trees.all_finite)((messages, new[0]))
+        finite = jax.vmap(trees.all_finite)((messages, weights, new[0]))
         present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
         heard = (weights > 0) & finite & present
         weights = jnp.where(heard, weights, 0.0)
