@@ -2,7 +2,7 @@
 
 python -m experiments.ant --scale laptop [--out DIR] [--envs ENV ...]
 
-On the two seeds that other results are not reported for. The base: the laptop preset's values with an inner rate of 0.5.
+On the two seeds that other results are not reported for. Base: the laptop preset's values with an inner rate of 0.5.
 """
 
 from pathlib import Path

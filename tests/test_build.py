@@ -1,10 +1,12 @@
 """From a configuration to the objects: what the options do to a round."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
-from fedjax_rl import build, config, trees
+from fedjax_rl import build, config, optimizers, trees
 
 SMALL = {"env": "probe/target", "num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,)}
 
@@ -19,6 +21,29 @@ def test_max_change_norm_bounds_the_servers_step():
         after, _ = jax.jit(run.simulation.round)(state)
         moved[clip] = float(optax.global_norm(trees.sub(after.server.shared, state.server.shared)))
     assert moved[1e-5] <= 1e-5 * 1.01 < moved[0.0]
+
+
+@pytest.mark.parametrize("name", optimizers.SERVER_OPTIMIZERS)
+def test_the_servers_rate_halves(name):
+    """Every server's steps are those of a constant rate times 2^(-round/3)."""
+    params, gradients = {"x": jnp.zeros(3)}, jax.random.normal(jax.random.key(0), (7, 3))
+    steps = {}
+    for half_life in (0.0, 3.0):
+        optimizer = optimizers.SERVER_OPTIMIZERS[name](build.server_rate(0.01, half_life))
+        state, steps[half_life] = optimizer.init(params), []
+        for gradient in gradients:
+            update, state = optimizer.update({"x": gradient}, state, params)
+            steps[half_life].append(update["x"])
+    want = np.asarray(steps[0.0]) * 0.5 ** (np.arange(7) / 3)[:, None]
+    np.testing.assert_allclose(steps[3.0], want, rtol=1e-5)
+
+
+def test_a_rate_that_falls_and_one_that_stays_are_two_programs():
+    falls, faster, stays = (config.build("fmrl", SMALL, {"server_half_life": h}) for h in (5.0, 9.0, 0.0))
+    assert build.static_fields(falls) == build.static_fields(faster) != build.static_fields(stays)
+    group = build.make_group([falls, faster])
+    like = jax.tree.structure(build.abstract_state(group.run))
+    assert jax.tree.structure(jax.eval_shape(lambda: build.initial_states(group))) == like
 
 
 def test_environment_steps_are_counted():

@@ -84,10 +84,11 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
 
 def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> Algorithm:
     """The configured algorithm; what its configuration class adds are its factory's arguments of the same names."""
-    engine = {item.name for item in fields(Config)} | {"server", "server_lr", "max_change_norm"}
+    engine = {item.name for item in fields(Config)} | {"server", "server_lr", "server_half_life", "max_change_norm"}
     own = {key: value for key, value in of.items() if key not in engine}
     if "server" in of:
-        own["server_opt"] = SERVER_OPTIMIZERS[config.server](of["server_lr"])
+        rate = server_rate(of["server_lr"], of["server_half_life"])
+        own["server_opt"] = SERVER_OPTIMIZERS[config.server](rate)
 
     def make(client_opt):
         return ALGORITHMS[config.algorithm](
@@ -103,6 +104,13 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
     is_cut = not (isinstance(share, float) and share == 0.0)
     algorithm = with_stragglers(make, client_opt, config.local_steps, share) if is_cut else make(client_opt)
     return keep_on_client(algorithm, (CRITIC,)) if config.critic == "local" else algorithm
+
+
+def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOrSchedule:
+    """rate * 2^(-round / half_life), the round as the optimiser's state counts it; `rate` for a half-life of 0."""
+    if isinstance(half_life, float) and half_life == 0.0:
+        return rate
+    return lambda count: rate * 0.5 ** (count / half_life)
 
 
 def _make_uplink(max_change_norm: Array | float) -> optax.GradientTransformation | None:
@@ -134,9 +142,13 @@ class Group(NamedTuple):
 
 
 def static_fields(config: Config) -> tuple:
-    """What two configurations must have in common to share a program: all but the seed and the floats."""
+    """What two configurations must have in common to share a program: all but the seed and the floats.
+
+    A rate that falls and one that stays are two programs: only the first keeps a count.
+    """
     named = [(item.name, getattr(config, item.name)) for item in fields(config) if item.name != "seed"]
-    return (config.algorithm, *[pair for pair in named if not isinstance(pair[1], float)])
+    falls = getattr(config, "server_half_life", 0.0) > 0
+    return (config.algorithm, falls, *[pair for pair in named if not isinstance(pair[1], float)])
 
 
 def make_group(configs: Sequence[Config]) -> Group:

@@ -140,6 +140,7 @@ class ServerConfig(Config):
 
     server: str = name("adam", *SERVER_NAMES)  # server optimizer
     server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
+    server_half_life: float = number(0.0, 0, BIG)  # rounds in which that rate falls to half (0: it stays)
 
 
 @dataclass(frozen=True, kw_only=True)
