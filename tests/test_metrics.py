@@ -97,3 +97,8 @@ def test_short_numbers_name_the_same_float32():
     short = metrics.short(values)
     np.testing.assert_array_equal(np.float32(short), values)
     assert short[1][1] == 0.1 and max(len(repr(x)) for row in short for x in row) <= 12
+
+
+def test_whole_numbers_stay_whole():
+    """A client's id has more digits than float32 holds."""
+    assert metrics.short(np.array([2**24 + 1, -1], np.int32)) == [16777217, -1]

@@ -11,8 +11,11 @@ RESAMPLES = 2000
 
 
 def short(values: Any) -> Any:
-    """The numbers of a float32 array as nested lists, each with the fewest digits that still name it."""
-    array = np.asarray(values, np.float32)
+    """The numbers of an array as nested lists: whole ones as they are, float32 with the fewest digits that name it."""
+    array = np.asarray(values)
+    if array.dtype.kind == "i":
+        return array.tolist()
+    array = array.astype(np.float32)
     return np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape).tolist()
 
 
