@@ -124,8 +124,9 @@ def make_simulation(
     def work(shared, own, task, client_key):
         client, sent = own
         upload, client, metrics = algorithm.client_update(shared, client, task, client_key)
-        # where the norm overflows, a clip would make zeros of the message, and these would be heard
-        weight = jnp.where(jnp.isfinite(optax.tree.norm(upload.message)), upload.weight, jnp.nan)
+        # where the norm overflows, a clip would make zeros of the message, and these would be heard: its weight is made
+        # infinite instead (a NaN would look like the first one to `replay`)
+        weight = jnp.where(jnp.isfinite(optax.tree.norm(upload.message)), upload.weight, jnp.inf)
         message, sent = uplink.update(upload.message, sent)
         return Upload(message, weight), (client, sent), metrics
 
