@@ -122,8 +122,10 @@ def test_a_part_is_read_without_the_rest(saved):
     assert load(saved, {**wanted, "clients": ()}, part=True)[0].state["server"][0][0, 0] == 2.0
     with pytest.raises(checkpoint.NoCheckpoint):
         load(saved, {**like, "more": like["server"]}, part=True)
+    lines = []
     with pytest.raises(checkpoint.NoCheckpoint):
-        load(saved, wanted)
+        checkpoint.restore(saved, wanted, lines.append)
+    assert "server.1 is ((), 'int32') there and None in this configuration" in lines[0]
 
 
 FIXTURES = {
