@@ -23,6 +23,12 @@ def test_max_change_norm_bounds_the_servers_step():
     assert moved[1e-5] <= 1e-5 * 1.01 < moved[0.0]
 
 
+def test_dropout_and_stragglers_reach_the_round():
+    run = build.make_run(config.build("fedavg", SMALL, {"dropout": 1.0, "stragglers": 1.0}))
+    _, metrics = jax.jit(run.simulation.round)(build.initial_state(run))
+    assert (metrics["health/dropped_clients"], metrics["health/stragglers"]) == (2, 2)
+
+
 @pytest.mark.parametrize("name", optimizers.SERVER_OPTIMIZERS)
 def test_the_servers_rate_halves(name):
     """Every server's steps are those of a constant rate times 2^(-round/3)."""
