@@ -24,7 +24,7 @@ def edited(robot, task, converged=False):
     mass = np.concatenate([[1.0], np.asarray(task.mass, np.float64)])
     model.body_mass[:] *= mass
     model.body_inertia[:] *= mass[:, None]
-    model.geom_friction[:] *= np.float64(task.friction)
+    model.pair_friction[:] *= np.float64(task.friction)
     model.actuator_gear[:] *= np.asarray(task.gear, np.float64)[:, None]
     mujoco.mj_setConst(model, data)
     return model, data
@@ -104,7 +104,7 @@ def test_many_sizes_share_one_physics(robot):
     physics = make_physics(MODELS[robot](), "native")
     model, _ = load(robot)
     state = physics.init(jnp.asarray(model.qpos0, jnp.float32), jnp.ones(model.nv))
-    ctrl, factors = jnp.full(model.nu, 0.5), ones(robot, geom_friction=jnp.float32(0.7), body_mass=jnp.float32(1.3))
+    ctrl, factors = jnp.full(model.nu, 0.5), ones(robot, pair_friction=jnp.float32(0.7), body_mass=jnp.float32(1.3))
     alone = np.asarray(physics.step(state, ctrl, factors).engine)
     for size in [*range(1, 12), 1]:
         many = jax.tree.map(lambda x: jnp.repeat(x[None], size, axis=0), state)
@@ -174,7 +174,7 @@ def test_motors_in_the_air_cannot_change_the_momentum_of_the_scaled_masses(robot
 def test_a_sliding_half_cheetah_brakes_with_its_friction(friction):
     """Coulomb: the horizontal impulse is 0.4 times the factor times the vertical one, over 0.25 s at 6 m/s."""
     physics = make_physics(half_cheetah.half_cheetah_model(), "native")
-    factors = ones("half_cheetah", geom_friction=jnp.float32(friction))
+    factors = ones("half_cheetah", pair_friction=jnp.float32(friction))
     stand = jax.jit(lambda s, n: jax.lax.fori_loop(0, n, lambda _, s: physics.step(s, jnp.zeros(6), factors), s))
     rest = stand(physics.init(jnp.zeros(9), jnp.zeros(9)), 100)
     after = stand(physics.init(rest.qpos, jnp.zeros(9).at[0].set(6.0)), 5)

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from _reference import advance, load, place
@@ -13,6 +14,7 @@ from _reference import advance, load, place
 from fedjax_rl.envs import make_env
 from fedjax_rl.envs.ant import ant_model
 from fedjax_rl.envs.half_cheetah import half_cheetah_model
+from fedjax_rl.envs.mujoco_env import load_asset
 from fedjax_rl.envs.physics import make_physics
 
 MODELS = {"half_cheetah": half_cheetah_model, "ant": ant_model}
@@ -49,6 +51,39 @@ def test_nested_batches_in_a_scan_have_the_bits_of_a_loop(cohort):
             advance(model, data, ctrl[t, client, episode], robot)
         expected = np.concatenate([data.qpos, data.qvel, data.qacc_warmstart])
         np.testing.assert_array_equal(rows[client, episode], expected)
+
+
+@pytest.mark.parametrize("robot", ["half_cheetah", "ant"])
+def test_listed_pairs_give_the_contacts_that_mujoco_finds(robot):
+    """The MJCF lists what may touch; the same geoms with Gym's contypes, friction and margins have the same bits."""
+    listed, data = load(robot)
+    spec = mujoco.MjSpec.from_string(load_asset(f"{robot}.xml"))
+    for pair in list(spec.pairs):
+        spec.delete(pair)
+    gym = {"half_cheetah": ((0.4, 0.1, 0.1), 0.0, (0, 0.8, 0.01)), "ant": ((1, 0.5, 0.5), 0.01, (0.9, 0.95, 0.001))}
+    for geom in spec.geoms:
+        geom.contype, geom.conaffinity = (0, 1) if geom.name == "floor" else (1, 0)
+        geom.friction, geom.margin, solimp = gym[robot]
+        geom.solimp[:3] = solimp
+    found = spec.compile()
+    other = mujoco.MjData(found)
+    rng = np.random.default_rng(0)
+    place(listed, data, data.qpos, rng.normal(size=listed.nv))
+    place(found, other, data.qpos, data.qvel)
+    contacts = 0
+    for ctrl in rng.uniform(-1, 1, (200, listed.nu)):
+        advance(listed, data, ctrl, robot)
+        advance(found, other, ctrl, robot)
+        np.testing.assert_array_equal(data.qpos, other.qpos)
+        contacts += data.ncon
+    assert listed.npair and not found.npair and contacts > 20
+
+
+def test_no_step_reads_a_clock(cohort):
+    """mjData.timer stays at zero, which MuJoCo's own package cannot ask for."""
+    model, data = load(cohort[0])
+    mujoco.mj_step(model, data)
+    assert not any(timer.duration for timer in data.timer)
 
 
 def test_alone_equals_inside_the_batch(cohort):

@@ -43,4 +43,4 @@ def log_uniform(bodies: int, motors: int) -> Callable[[Key, int], Dynamics]:
 def factors(task: Dynamics) -> Factors:
     """What a task makes of a model; the world's mass is 0 and stays so."""
     mass = jnp.concatenate([jnp.ones(1), task.mass])
-    return Factors(body_mass=mass, body_inertia=mass, geom_friction=task.friction, actuator_gear=task.gear)
+    return Factors(body_mass=mass, body_inertia=mass, pair_friction=task.friction, actuator_gear=task.gear)

@@ -26,14 +26,14 @@ class PhysicsState(NamedTuple):
 class Factors(NamedTuple):
     """By what one simulation's mjModel fields of these names are multiplied: a number () or one for each row.
 
-    body_mass and body_inertia [nbody], geom_friction [ngeom], actuator_gear [nu]. On both engines the constants that
-    MuJoCo derives from masses follow, as if the MJCF said the product (`mj_setConst`): the softness of contacts and
-    limits is relative to the inverse inertia that a body or joint feels.
+    body_mass and body_inertia [nbody], pair_friction [npair] (of the contacts that the MJCF lists), actuator_gear [nu].
+    On both engines the constants that MuJoCo derives from masses follow, as if the MJCF said the product
+    (`mj_setConst`): the softness of contacts and limits is relative to the inverse inertia that a body or joint feels.
     """
 
     body_mass: Array
     body_inertia: Array
-    geom_friction: Array
+    pair_friction: Array
     actuator_gear: Array
 
 
