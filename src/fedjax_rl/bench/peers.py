@@ -58,6 +58,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         "brax": cohort * EPISODES * BRAX_STEPS / seconds["brax"],
     }
     ratios = {
+        "sampling over brax": speeds["sampling"] / speeds["brax"],
         "round over brax": speeds["round"] / speeds["brax"],
         "sampling over gymnasium, per core": speeds["sampling"] / cores / per_core,
         "round over client by client": speeds["round"] / speeds["client by client"],

@@ -1,7 +1,7 @@
 """P3 and P8: a round and its parts, beside what its physics and its gradients alone would cost.
 
 round:     one compiled FMRL round, as `fedjax-rl train` runs it.
-sampling:  its two rollouts with the policies of all clients.
+sampling:  its two rollouts with the policies of all clients, the second with the adapted ones, and their advantages.
 adapt:     the adaptation between them; local: the local steps.
 server:    what is left of a round whose clients only send zeros: selection, gathering, mean, server step.
 physics:   the round's actions, from its initial states, replayed through C MuJoCo's own batch on all cores (native).
@@ -68,21 +68,22 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
 
 
 def make_sampling(run: build.Run, state: simulate.State):
-    """() -> the cohort's two batches of the state's next round, drawn with that round's own keys."""
+    """() -> the cohort's two batches of the state's next round, drawn with that round's own keys.
+
+    The policies of the second are adapted here, once: adapting is a part of its own.
+    """
     key = simulate.stream(state.key, simulate.UPDATE, state.round)
     select = simulate.stream(state.key, simulate.SELECT, state.round)
     ids = simulate.selection.uniform(select, run.config.num_clients, run.config.clients_per_round)
     shared = state.server.shared
 
-    def client(task, client_key):
-        inner_key, outer_key = jax.random.split(client_key)
-        inner, _ = run.problem.sample(shared, task, inner_key)
-        outer, _ = run.problem.sample(run.algorithm.adapt(shared, (), shared, inner), task, outer_key)
-        return inner, outer
-
-    both = jax.jit(jax.vmap(client))
-    tasks, keys = trees.take(state.tasks, ids), simulate.per_client(key, ids)
-    return lambda: both(tasks, keys)
+    tasks = trees.take(state.tasks, ids)
+    keys = jax.vmap(jax.random.split, out_axes=1)(simulate.per_client(key, ids))
+    inner = jax.jit(jax.vmap(lambda task, k: run.problem.sample(shared, task, k)[0]))
+    outer = jax.jit(jax.vmap(lambda own, task, k: run.problem.sample(own, task, k)[0]))
+    adapt_all = jax.jit(jax.vmap(lambda batch: run.algorithm.adapt(shared, (), shared, batch)))
+    adapted = adapt_all(inner(tasks, keys[0]))
+    return lambda: (inner(tasks, keys[0]), outer(adapted, tasks, keys[1]))
 
 
 def make_idle(run: build.Run) -> simulate.Simulation:
