@@ -80,6 +80,15 @@ def test_every_preset_of_every_algorithm_is_legal():
             assert config.build(algorithm, presets.preset(name, algorithm)).num_clients > 0
 
 
+def test_reptiles_clip_grows_with_its_local_rate():
+    """Its change is an adaptation's, 0.09 to begin with on half-cheetah: the clip of the others would cut all of it."""
+    ours, others = presets.preset("laptop", "reptile"), presets.preset("laptop", "fedavg")
+    assert ours["local_lr"] == pytest.approx(ours["inner_lr"])
+    for key in ("local_lr", "max_change_norm"):
+        assert ours[key] == pytest.approx(100 * others[key])
+    assert "max_change_norm" not in presets.preset("paper", "reptile")
+
+
 def test_the_paper_preset_has_the_published_numbers():
     c = config.build("fmrl", presets.preset("paper", "fmrl"))
     assert (c.num_clients, c.clients_per_round, c.rounds, c.local_steps, c.episodes) == (200, 40, 500, 5, 20)

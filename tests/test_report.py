@@ -127,12 +127,17 @@ def test_rows_are_scipys_numbers(two, capsys):
 
 def test_first_group_against_the_others(two, capsys):
     rows = json.loads(call(capsys, two, "--json")[1])["rows"]
-    x = [noise(seed, shift=1.0)[:, 1] for seed in range(5)]
-    y = [noise(seed + 9)[:, 1] for seed in range(3)]
-    wins = [np.mean([a[i] > b[i] for a in x for b in y]) for i in range(12)]
+    wins = [noise(seed, shift=1.0)[:, 1] > noise(seed + 9)[:, 1] for seed in range(3)]  # the seeds that both have
     assert rows[1]["p_first_better"] == pytest.approx(np.mean(wins))
     assert rows[1]["p_first_better"] > 0.5
     assert rows[1]["p_first_better_low"] < rows[1]["p_first_better"] < rows[1]["p_first_better_high"]
+
+
+def test_groups_without_a_common_seed_have_other_tasks_and_are_not_compared(tmp_path, capsys):
+    make_run(tmp_path / "a", noise(0), seed=0)
+    make_run(tmp_path / "b", noise(1), algorithm="fedavg", seed=1)
+    assert "p_first_better" not in json.loads(call(capsys, tmp_path, "--json")[1])["rows"][1]
+    assert "P(first row better)" in call(capsys, tmp_path)[1]
 
 
 def test_new_clients_have_their_own_rows_when_all_runs_do(two, capsys):

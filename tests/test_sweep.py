@@ -198,6 +198,15 @@ def test_a_diverged_member_is_masked_and_the_others_go_on(whole, tmp_path, break
     assert all(runner.is_settled(p, c) for p, c in some.items())
 
 
+def test_a_finished_run_of_another_rate_is_not_taken_for_this_one(whole):
+    """An experiment's directory does not say the rate that was chosen."""
+    paths = [*whole]
+    for change in ({"server_lr": 0.9}, {"order": "first"}):
+        with pytest.raises(config.ConfigError, match=f"{paths[0].name} was trained with {next(iter(change))}"):
+            runner.run_members({paths[0]: replace(rundir.read_config(paths[0]), **change)}, QUIET)
+    runner.run_members({paths[0]: replace(rundir.read_config(paths[0]), save_every=1, eval_every=0)}, QUIET)
+
+
 def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
     some = members(tmp_path, {"server_lr": [0.01, 0.1]}, (0,))
     assert commands.sweep(some, tmp_path, 0, as_json=False, quiet=True) == 3

@@ -75,7 +75,7 @@ class Config:
     env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family (also brax/NAME)
     backend: str = name("auto", "auto", "native", "mjx")  # physics: C MuJoCo on the CPU, or MJX on the device
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
-    hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the policy's hidden layers [units]
+    hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
@@ -90,8 +90,8 @@ class Config:
     inner_lr: float = number(0.1, 0, 100)
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
-    clip: float = number(0.2, 0, 10, above=True)  # epsilon of the clipped surrogate
-    surrogate: str = name("ratio", "ratio", "log", "dice")  # surrogate differentiated by the adaptation step
+    clip: float = number(0.2, 0, 10, above=True)  # epsilon of the ratio surrogate, which alone is clipped
+    surrogate: str = name("ratio", "ratio", "log", "dice")  # surrogate of the adaptation and of the local steps
     # linear: fitted to each batch; or a neural value function, federated with the policy or local to each client
     critic: str = name("linear", "linear", "federated", "local")
     value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss

@@ -30,6 +30,11 @@ class Group(NamedTuple):
     label: str
     runs: tuple[Run, ...]
 
+    @property
+    def seeds(self) -> list[int]:
+        """One a run."""
+        return [run.config.seed for run in self.runs]
+
     def scores(self, name: str) -> np.ndarray:
         """Returns [S, N, k+1]; of new clients, whose number may differ, the first that all seeds have."""
         returns = [run.returns[name] for run in self.runs]

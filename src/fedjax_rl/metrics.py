@@ -74,19 +74,19 @@ def worst_tenth(scores: np.ndarray) -> np.ndarray:
     return np.sort(scores, axis=1)[:, :count].mean(axis=1)
 
 
-def improvement(x: np.ndarray, y: np.ndarray) -> float:
-    """Probability of improvement of X [S, N] over Y [R, N], the mean over clients i of a Mann-Whitney statistic:
+def improvement(gains: np.ndarray) -> float:
+    """Probability of improvement, of the gains [S, N] of one method's scores over another's for S seeds' N clients:
 
-        1/N sum_i 1/(SR) sum_{s, r} (1[x_si > y_ri] + 1[x_si = y_ri] / 2)
+        1/(SN) sum_{s, i} (1[d_si > 0] + 1[d_si = 0] / 2)
 
-    Source: Agarwal et al. 2021 (see `iqm`).
+    Agarwal et al. 2021 (see `iqm`) compare every run with every other. Client i has another task in every seed, so
+    here a client is compared with itself, of the same seed.
     """
-    over, under = x[:, None, :], y[None, :, :]
-    return float((over > under).mean() + 0.5 * (over == under).mean())
+    return float((gains > 0).mean() + 0.5 * (gains == 0).mean())
 
 
-def bootstrap_ci95(statistic: Callable[..., float], *scores: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of statistic(*scores) by the bootstrap over runs; each scores is [S, N].
+def bootstrap_ci95(statistic: Callable[[np.ndarray], float], scores: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of statistic(scores [S, N]) by the bootstrap over runs.
 
     Agarwal et al. 2021 (see `iqm`) resample the runs of each task, the strata. Here a run is a seed and a task an
     environment, of which a report has one: every resample draws S whole seeds with replacement. The N clients of a
@@ -95,10 +95,7 @@ def bootstrap_ci95(statistic: Callable[..., float], *scores: np.ndarray) -> tupl
     """
     rng = np.random.default_rng(0)
 
-    def resample(table: np.ndarray) -> np.ndarray:
-        return table[rng.integers(len(table), size=len(table))]
-
-    draws = [statistic(*map(resample, scores)) for _ in range(RESAMPLES)]
+    draws = [statistic(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(RESAMPLES)]
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(low), float(high)
 

@@ -50,8 +50,7 @@ _TINY = {
 }
 PRESETS: dict[str, dict[str, Any]] = {"laptop": _LAPTOP, "efficient": _EFFICIENT, "paper": _PAPER, "tiny": _TINY}
 DEFAULT = "laptop"
-# What an algorithm needs otherwise, in every preset.
-_OWN: dict[str, dict[str, Any]] = {"reptile": {"local_lr": 0.1}}  # its local steps are the adaptation's, as published
+_REPTILE_GROWTH = 100.0  # its local steps are the adaptation's (rate .1), as published, and its changes as much larger
 
 
 def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, Any]:
@@ -59,7 +58,9 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
     legal = config_class(algorithm).__dataclass_fields__
-    values = {key: value for key, value in (PRESETS[name] | _OWN.get(algorithm, {})).items() if key in legal}
+    values = {key: value for key, value in PRESETS[name].items() if key in legal}
+    if algorithm == "reptile":
+        values |= {key: values[key] * _REPTILE_GROWTH for key in ("local_lr", "max_change_norm") if key in values}
     if name == "paper" and "server_lr" in legal and env in (None, "half_cheetah/direction"):
         values["server_lr"] = 0.0005  # Table 1 and Fig. 1
     return values

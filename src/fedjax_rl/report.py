@@ -15,7 +15,7 @@ from fedjax_rl.groups import Group, gather
 CLIENTS = {"eval": "all", "eval_new": "new"}
 NOTE = (
     "±: 95 % t-interval of the mean over seeds; [ ]: 95 % bootstrap over whole seeds; "
-    "IQM, worst 10 % of clients and P: after 1 step"
+    "IQM, worst 10 % of clients and P (over the seeds in common): after 1 step"
 )
 
 
@@ -44,7 +44,7 @@ def record(group: Group, first: Group, name: str) -> dict[str, Any]:
     """One row as numbers: {"group", "clients", "seeds", "num_clients", "env_steps", "adapt_0", "adapt_0_ci95", ...}.
 
     `iqm`, `worst_10` and `p_first_better` are of the returns after one step. What cannot be said (intervals of one
-    seed, the first group's chance against itself, a step that was not taken) is missing or None.
+    seed, the first group's chance against itself or without a seed in common, a step not taken) is missing or None.
     """
     scores = group.scores(name)  # [S, N, k+1]
     seeds, count, columns = scores.shape
@@ -57,8 +57,10 @@ def record(group: Group, first: Group, name: str) -> dict[str, Any]:
         row |= _bootstrapped("iqm", metrics.iqm, after)
         row |= _over_seeds("worst_10", metrics.worst_tenth(after))
         other = first.scores(name)
-        if first is not group and other.shape[1] == count and other.shape[2] > 1:
-            row |= _bootstrapped("p_first_better", metrics.improvement, other[:, :, 1], after)
+        common = sorted(set(first.seeds) & set(group.seeds))  # a seed's clients have the same tasks in both
+        if first is not group and common and other.shape[1] == count and other.shape[2] > 1:
+            ours, theirs = ([g.seeds.index(seed) for seed in common] for g in (first, group))
+            row |= _bootstrapped("p_first_better", metrics.improvement, other[ours, :, 1] - after[theirs])
     return row
 
 
@@ -67,10 +69,9 @@ def _over_seeds(name: str, values: Any) -> dict[str, float | None]:
     return {name: mean, f"{name}_ci95": half if len(values) > 1 else None}
 
 
-def _bootstrapped(name: str, statistic: Any, *scores: Any) -> dict[str, float | None]:
-    has_interval = all(len(part) > 1 for part in scores)
-    low, high = metrics.bootstrap_ci95(statistic, *scores) if has_interval else (None, None)
-    return {name: statistic(*scores), f"{name}_low": low, f"{name}_high": high}
+def _bootstrapped(name: str, statistic: Any, scores: Any) -> dict[str, float | None]:
+    low, high = metrics.bootstrap_ci95(statistic, scores) if len(scores) > 1 else (None, None)
+    return {name: statistic(scores), f"{name}_low": low, f"{name}_high": high}
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:

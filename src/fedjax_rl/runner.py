@@ -24,7 +24,13 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> None:
 
     Directories that do not exist are made; finished and diverged runs are left alone; the others go on from their
     newest common checkpoint. Runs that differ only in seed and floats are members of one program.
+
+    Raises:
+      ConfigError: a directory holds a run of another configuration, finished or not.
     """
+    for path, config in members.items():
+        if (path / rundir.CONFIG).exists():
+            _refuse_another(config, rundir.read_config(path), path, "move it away, or choose another directory")
     for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
         try:
             run_group([members[p] for p in paths], paths, reporter)
@@ -113,7 +119,9 @@ def memory_available() -> int | None:
 def restored_states(group: Group, directories: Sequence[Path], say) -> State:
     """The members' states [G] at the newest step that is good for all; records past it are forgotten."""
     for config, directory in zip(group.configs, directories, strict=True):
-        _refuse_another_config(config, directory)
+        text = checkpoint.saved_config(directory / rundir.CHECKPOINTS)
+        remedy = f"put it back into {rundir.CONFIG}, or train anew with another --out"
+        _refuse_another(config, loads(text) if text else config, directory, remedy)
     like, limit = abstract_state(group.run), None
     while True:
         found = [checkpoint.restore(d / rundir.CHECKPOINTS, like, say, at_most=limit) for d in directories]
@@ -129,14 +137,9 @@ def restored_states(group: Group, directories: Sequence[Path], say) -> State:
     return placement.whole(states, group.mesh)
 
 
-def _refuse_another_config(config: Config, directory: Path) -> None:
-    """A run goes on with the values that it began with, but for its length and what changes no number."""
-    text = checkpoint.saved_config(directory / rundir.CHECKPOINTS)
-    saved = loads(text) if text else config
+def _refuse_another(config: Config, saved: Config, directory: Path, remedy: str) -> None:
+    """A run has the values that it began with, but for its length and what changes no number."""
     for name in ("algorithm", *[item.name for item in fields(config)]):
         now, then = getattr(config, name), getattr(saved, name, None)
         if now != then and name not in EXECUTION | {"rounds"}:
-            raise ConfigError(
-                f"{directory} was trained with {name} = {then!r}, and its {rundir.CONFIG} now has {now!r}; "
-                f"put {then!r} back, or train anew with another --out"
-            )
+            raise ConfigError(f"{directory} was trained with {name} = {then!r}, not {now!r}; {remedy}")

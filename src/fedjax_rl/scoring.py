@@ -136,8 +136,7 @@ def new_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Re
     """Returns [count][k+1] of clients that were never trained on; who they are follows from the seed alone."""
     tasks = evaluation.run.env.sample_tasks(simulate.stream(state.key, simulate.NEW_TASKS), count)
     clients = _without_a_past(evaluation.run, state, count)
-    key = simulate.stream(simulate.stream(state.key, simulate.EVALUATE, state.round), simulate.NEW_CLIENTS)
-    return evaluation.score(clients, tasks, state, key)
+    return evaluation.score(clients, tasks, state, simulate.stream(state.key, simulate.EVALUATE_NEW, state.round))
 
 
 def _without_a_past(run: Run, state: simulate.State, count: int) -> Tree:

@@ -25,9 +25,8 @@ from fedjax_rl.types import (
 )
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
-INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE, FILM, DROPOUT = range(
-    12
-)
+INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
+FILM, DROPOUT, EVALUATE_NEW = range(10, 13)
 SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
 
 
@@ -163,6 +162,8 @@ def _metrics(ids: Array, heard: Array, finite: Array, client_metrics: Metrics, m
     """A round's numbers: means over the clients heard, counts over the selected, and bytes sent up and down."""
     counts = {name: value for name, value in client_metrics.items() if name.startswith(HEALTH)}
     means = {name: value for name, value in client_metrics.items() if name not in counts}
+    up = trees.num_bytes(message)
+    down = trees.num_bytes(shared) if up else 0  # those who send nothing, `independent`, are sent nothing
     suspect = ~finite | (counts.get(NONFINITE_ENVS, jnp.zeros_like(ids)) > 0)
     return {
         **{f"train/{name}": _mean_where(heard, value) for name, value in means.items()},
@@ -170,8 +171,8 @@ def _metrics(ids: Array, heard: Array, finite: Array, client_metrics: Metrics, m
         "health/dropped_clients": (~heard).sum(),
         "health/nonfinite_clients": (~finite).sum(),
         SUSPECT: jnp.where(suspect.any(), ids[jnp.argmax(suspect)], -1),
-        "comm/up_bytes": heard.sum() * float(trees.num_bytes(message)),
-        "comm/down_bytes": jnp.asarray(heard.size * float(trees.num_bytes(shared))),
+        "comm/up_bytes": heard.sum() * float(up),
+        "comm/down_bytes": jnp.asarray(heard.size * float(down)),
     }
 
 

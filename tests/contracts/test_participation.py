@@ -48,6 +48,7 @@ def test_clients_drop_out_as_often_as_asked_and_lose_nothing_of_their_own():
     after, metrics = jax.jit(simulation.round)(state)
     kept = np.all(np.asarray(after.clients["x"]) == np.asarray(state.clients["x"]), axis=1)
     assert kept.sum() == metrics["health/dropped_clients"]
+    assert metrics["comm/up_bytes"] == metrics["comm/down_bytes"] == 0
     assert abs(kept.mean() - 0.9) < 4 * np.sqrt(0.9 * 0.1 / 200)
 
 
@@ -87,7 +88,8 @@ def test_a_straggler_sends_what_it_would_with_fewer_local_steps(name):
 
 @pytest.mark.parametrize("name", LATE)
 def test_nobody_late_is_the_algorithm_itself_also_in_chunks(name):
-    plain, none, all_late = late(name, None), late(name, 0.0), late(name, 1.0)
+    more = {"head_steps": 2 * STEPS} if name == "fedrep" else {}
+    plain, none, all_late = late(name, None, **more), late(name, 0.0, **more), late(name, 1.0)
     state = federation(plain).init(jax.random.key(0))
     assert_same(federation(plain).round(state)[0], federation(none).round(state)[0], 1e-12)
     chunks = jax.jit(federation(late(name, 1.0, client_batch=1)).round)

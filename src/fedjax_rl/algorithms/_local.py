@@ -193,10 +193,11 @@ def with_stragglers(
         who_key, steps_key = jax.random.split(jax.random.fold_in(key, _STRAGGLE))
         straggles = jax.random.uniform(who_key) < share
         steps = jax.random.randint(steps_key, (), 1, local_steps)
-        # a float: what the algorithm closes over must be one to go through its chunks
-        taken = jnp.where(straggles, steps, local_steps).astype(jnp.float32)
-        upload, client, metrics = make(_first_steps(client_opt, taken)).client_update(shared, client, task, key)
-        upload = upload._replace(weight=upload.weight * taken / local_steps)
+        # floats: what the algorithm closes over must be one to go through its chunks
+        taken = jnp.where(straggles, steps / local_steps, 1.0)
+        last = jnp.where(straggles, steps.astype(jnp.float32), jnp.inf)  # FedRep may take more steps on its head
+        upload, client, metrics = make(_first_steps(client_opt, last)).client_update(shared, client, task, key)
+        upload = upload._replace(weight=upload.weight * taken)
         return upload, client, {**metrics, "health/stragglers": straggles.astype(upload.weight.dtype)}
 
     return make(client_opt)._replace(client_update=client_update)
