@@ -202,7 +202,7 @@ def test_a_missing_extra_is_named(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert cli.main(["render", str(trained), "--out", str(tmp_path / "a.gif")]) == 2
     assert (
-        capsys.readouterr().err == "fedjax-rl: a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'\n"
+        capsys.readouterr().err == "fedjax-rl: a GIF needs Pillow; install it with: pip install '.[render]' in a clone\n"
     )
 
 

@@ -213,6 +213,13 @@ def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
     assert "all 2 runs" in capsys.readouterr().err
 
 
+def test_a_damaged_plan_is_one_line(tmp_path, capsys):
+    (tmp_path / rundir.SWEEP).write_text('{"halvings": 0, "memb')
+    assert cli.main(["resume", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "is damaged; its runs can be resumed one by one" in err
+
+
 def test_halving_keeps_the_better_half_of_the_points(tmp_path):
     """Scores are 10 rate + seed: of five points three, then two go on; rounds 2, 5, 10 of 10."""
     base = replace(SMALL, rounds=10, new_clients=3)
@@ -241,6 +248,9 @@ def test_halving_keeps_the_better_half_of_the_points(tmp_path):
         ("--grid server_lr=0.1,0.1", "different values"),
         ("--grid server_lr=0.1,-1", "server_lr = -1.0: must be a number, more than 0 and at most 1000"),
         ("--grid order=third", "order = 'third'"),
+        ("--grid", "with one or more keys"),
+        ("--grid server_lr=0.1,1 --grid inner_lr=0.1,0.2", "give it once"),
+        ("--out /proc/none/sweep", "cannot write the sweep's directory /proc/none/sweep"),
         ("--seeds 3:3", "--seeds '3:3': must be a range like 0:5"),
         ("--seeds a", "--seeds 'a'"),
         ("--seed 3", "a sweep takes --seeds"),

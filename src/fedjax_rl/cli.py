@@ -56,6 +56,9 @@ def _sweep(argv: Sequence[str]) -> int:
     if any(argument.split("=")[0] == "--seed" for argument in argv):
         raise ConfigError("--seed: a sweep takes --seeds, a range like 0:5 or a list like 0,3,7")
     config, options = parse_train(argv, "sweep", SweepOptions)
+    times = sum(argument.split("=")[0] == "--grid" for argument in argv)
+    if times > 1 or (times and not options.grid):
+        raise ConfigError("--grid: give it once, with one or more keys: --grid server_lr=1e-3,2e-3 order=first,second")
     _start(options, config.backend, options.out)
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)
@@ -107,7 +110,9 @@ def _eval(argv: Sequence[str]) -> int:
 
 def _start(options: Any, backend: str, directory: Path | None) -> None:
     """Where compiled programs are kept, and the other processes of the run; before jax touches a device."""
-    if not options.no_cache:
+    if options.no_cache:
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    else:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "fedjax_rl"))
     if options.coordinator is None:

@@ -167,6 +167,8 @@ class BenchOptions:
         _at_least("repeats", self.repeats, 1)
         if self.out and self.out.exists():
             raise ConfigError(f"--out {self.out} exists; choose another name")
+        if self.out and not self.out.resolve().parent.is_dir():
+            raise ConfigError(f"--out {self.out}: there is no directory {self.out.resolve().parent}")
         self.numbers()
 
     def numbers(self) -> tuple[int, ...]:

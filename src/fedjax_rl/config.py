@@ -72,15 +72,15 @@ class Config:
     algorithm: ClassVar[str] = ""
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
 
-    env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family (also brax/NAME)
-    backend: str = name("auto", "auto", "native", "mjx")  # physics: C MuJoCo on the CPU, or MJX on the device
+    env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family, see `fedjax-rl list` (also brax/NAME)
+    backend: str = name("auto", "auto", "native", "mjx")  # physics: native (C MuJoCo on the CPU), mjx (on the device), auto
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
-    activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers
+    activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
-    # how clients are selected; stratified: one client of each id modulo clients_per_round
+    # how clients are selected: uniform, or stratified (one client of each id modulo clients_per_round)
     selection: str = name("uniform", "uniform", "stratified")
     rounds: int = number(500, 1, BIG)  # communication rounds in all
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
@@ -91,7 +91,7 @@ class Config:
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the ratio surrogate, which alone is clipped
-    surrogate: str = name("ratio", "ratio", "log", "dice")  # surrogate of the adaptation and of the local steps
+    surrogate: str = name("ratio", "ratio", "log", "dice")  # of the adaptation and of the local steps: ratio, log or dice
     # linear: fitted to each batch; or a neural value function, federated with the policy or local to each client
     critic: str = name("linear", "linear", "federated", "local")
     value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss
@@ -138,7 +138,7 @@ class Config:
 class ServerConfig(Config):
     """Options of the algorithms whose server absorbs messages."""
 
-    server: str = name("adam", *SERVER_NAMES)  # server optimizer
+    server: str = name("adam", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
     server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
     server_half_life: float = number(0.0, 0, BIG)  # rounds in which that rate falls to half (0: it stays)
 

@@ -32,7 +32,7 @@ def prepare() -> None:
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError:
-        raise ConfigError("a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'") from None
+        raise ConfigError("a GIF needs Pillow; install it with: pip install '.[render]' in a clone") from None
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:

@@ -74,9 +74,12 @@ def create(path: Path, config: Config) -> None:
 @_by_the_writer
 def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
     """Make the directory and remember what the sweep was asked to do."""
-    path.mkdir(parents=True, exist_ok=True)
     plan = {member.name: to_toml(config) for member, config in members.items()}
-    (path / SWEEP).write_text(json.dumps({"halvings": halvings, "members": plan}, indent=1) + "\n")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / SWEEP).write_text(json.dumps({"halvings": halvings, "members": plan}, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the sweep's directory {path}: {error.strerror}") from error
 
 
 def is_sweep(path: Path) -> bool:
@@ -86,8 +89,11 @@ def is_sweep(path: Path) -> bool:
 
 def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
     """The members of a sweep, as they were asked for, and its halvings."""
-    record = json.loads((path / SWEEP).read_text())
-    return {path / name: loads(text) for name, text in record["members"].items()}, record["halvings"]
+    try:
+        record = json.loads((path / SWEEP).read_text())
+        return {path / name: loads(text) for name, text in record["members"].items()}, record["halvings"]
+    except (ValueError, KeyError):
+        raise ConfigError(f"{path / SWEEP} is damaged; its runs can be resumed one by one") from None
 
 
 @_by_the_writer

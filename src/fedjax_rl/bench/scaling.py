@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_rl import arrays, build, placement
 from fedjax_rl.bench.rows import Row, median, row, timed
 from fedjax_rl.bench.run import configs
+from fedjax_rl.config import ConfigError
 
 COLLECTIVE = re.compile(r"= .*? (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 PER_DEVICE = 8  # clients a device in weak scaling
@@ -19,6 +20,8 @@ def scaling(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> lis
     On a CPU, start it with JAX_NUM_CPU_DEVICES=8 in the environment; episodes are few there.
     """
     counts = sizes or [2**i for i in range(10) if 2**i <= jax.device_count()]
+    if max(counts) > jax.device_count():
+        raise ConfigError(f"--sizes: at most the {jax.device_count()} devices here (JAX_NUM_CPU_DEVICES=8 makes 8)")
     rows = []
     for kind in ("strong", "weak"):
         for devices in counts:
@@ -39,10 +42,11 @@ def one(env: str, backend: str, kind: str, devices: int, repeats: int) -> Row:
         states, alive = build.initial_states(group), np.ones(1, bool)
         draws = arrays.state_hash(states)
         step = placement.jit(lambda *args, group=group: build.round_of(group, *args), mesh, by_member=True)
-        program = step.lower(states, alive, group.values).compile()
-        after, _, metrics = program(states, alive, group.values)
-        seconds = [timed(program, after, alive, group.values)[0] for _ in range(repeats)]
-        results[name] = (draws, arrays.flatten(after.server.shared), metrics, program.as_text(), median(seconds))
+        text = step.lower(states, alive, group.values).compile().as_text()
+        after, _, metrics = step(states, alive, group.values)
+        seconds = [timed(step, after, alive, group.values)[0] for _ in range(repeats)]
+        compiled = step._cache_size()
+        results[name] = (draws, arrays.flatten(after.server.shared), metrics, text, median(seconds), compiled)
     apart = [
         np.linalg.norm(value - results["many"][1][key]) / np.linalg.norm(value)
         for key, value in results["one"][1].items()
@@ -54,7 +58,7 @@ def one(env: str, backend: str, kind: str, devices: int, repeats: int) -> Row:
         "return_before_adaptation": first,
         "parameters_apart": float(max(apart)),
         "collectives": len(COLLECTIVE.findall(results["many"][3])),
-        "compilations": 1,
+        "compilations": results["many"][5],
     }
     if not on_cpu:
         figures |= {"round_s_one": results["one"][4], "round_s": results["many"][4]}
