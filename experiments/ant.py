@@ -1,4 +1,4 @@
-"""Why a small federation does not learn on ant: one change at a time.
+"""What it takes for a small federation to learn on ant: one change at a time.
 
 python -m experiments.ant --scale laptop [--out DIR] [--envs ENV ...]
 

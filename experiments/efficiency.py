@@ -2,7 +2,7 @@
 
 python -m experiments.efficiency --scale laptop [--out DIR] [--envs ENV ...]
 
-On the two seeds that the results are not reported for: presets are chosen by it.
+On the two seeds that the results are not reported for, so that presets can be chosen by it.
 """
 
 from pathlib import Path
