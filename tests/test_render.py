@@ -201,9 +201,8 @@ def test_what_has_no_picture_is_refused_by_name(tmp_path, capsys):
 def test_a_missing_extra_is_named(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert cli.main(["render", str(trained), "--out", str(tmp_path / "a.gif")]) == 2
-    assert (
-        capsys.readouterr().err == "fedjax-rl: a GIF needs Pillow; install it with: pip install '.[render]' in a clone\n"
-    )
+    err = capsys.readouterr().err
+    assert err == "fedjax-rl: a GIF needs Pillow; install it with: pip install '.[render]' in a clone\n"
 
 
 def gl(trained, out, backend):

@@ -73,7 +73,7 @@ class Config:
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
 
     env: str = name("half_cheetah/direction", *ENV_NAMES)  # task family, see `fedjax-rl list` (also brax/NAME)
-    backend: str = name("auto", "auto", "native", "mjx")  # physics: native (C MuJoCo on the CPU), mjx (on the device), auto
+    backend: str = name("auto", "auto", "native", "mjx")  # physics: native (C MuJoCo, CPU), mjx (on the device) or auto
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu
@@ -91,7 +91,7 @@ class Config:
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the ratio surrogate, which alone is clipped
-    surrogate: str = name("ratio", "ratio", "log", "dice")  # of the adaptation and of the local steps: ratio, log or dice
+    surrogate: str = name("ratio", "ratio", "log", "dice")  # of the adaptation and local steps: ratio, log or dice
     # linear: fitted to each batch; or a neural value function, federated with the policy or local to each client
     critic: str = name("linear", "linear", "federated", "local")
     value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss
