@@ -89,6 +89,13 @@ def test_reptiles_clip_grows_with_its_local_rate():
     assert "max_change_norm" not in presets.preset("paper", "reptile")
 
 
+def test_the_efficient_presets_rate_falls_as_was_chosen_for_the_environment():
+    half_life = lambda *env: presets.preset("efficient", "fmrl", *env)["server_half_life"]
+    assert half_life() == half_life("half_cheetah/direction") == 250
+    assert half_life("half_cheetah/velocity") == 120
+    assert "server_half_life" not in presets.preset("efficient", "independent")
+
+
 def test_the_paper_preset_has_the_published_numbers():
     c = config.build("fmrl", presets.preset("paper", "fmrl"))
     assert (c.num_clients, c.clients_per_round, c.rounds, c.local_steps, c.episodes) == (200, 40, 500, 5, 20)

@@ -54,7 +54,7 @@ _REPTILE_GROWTH = 100.0  # its local steps are the adaptation's (rate .1), as pu
 
 
 def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, Any]:
-    """The preset's values that concern the algorithm; the paper's server rate depends on the environment."""
+    """The preset's values that concern the algorithm; two of them depend on the environment."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
     legal = config_class(algorithm).__dataclass_fields__
@@ -63,4 +63,6 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
         values |= {key: values[key] * _REPTILE_GROWTH for key in ("local_lr", "max_change_norm") if key in values}
     if name == "paper" and "server_lr" in legal and env in (None, "half_cheetah/direction"):
         values["server_lr"] = 0.0005  # Table 1 and Fig. 1
+    if name == "efficient" and "server_half_life" in legal and env in (None, "half_cheetah/direction"):
+        values["server_half_life"] = 250.0  # of 120, 250 and 500, on seeds 100 and 101
     return values
