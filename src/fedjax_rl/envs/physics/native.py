@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from mujoco import _callbacks
 from mujoco.batch import Batch, SimulationError
 
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
@@ -43,8 +42,10 @@ def _stop_profile() -> None:
     `set_mjcb_time(None)` installs it again. Where the variable cannot be reached, steps are only slower.
     """
     try:
+        from mujoco import _callbacks
+
         ctypes.c_void_p.in_dll(ctypes.CDLL(_callbacks.__file__), "mjcb_time").value = None
-    except (OSError, ValueError):
+    except (ImportError, OSError, ValueError):
         pass
 
 
