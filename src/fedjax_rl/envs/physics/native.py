@@ -38,7 +38,7 @@ def _ignore_warning(message: str) -> None:
 def _stop_profile() -> None:
     """Take MuJoCo's clock away, process-wide: mjData.timer stays at zero and a step takes a fifth less time.
 
-    MuJoCo's Python package installs a clock (mjcb_time) that every step reads some forty times, and
+    MuJoCo's Python package installs a clock (mjcb_time) that every step reads 32 times, and
     `set_mjcb_time(None)` installs it again. Where the variable cannot be reached, steps are only slower.
     """
     try:
