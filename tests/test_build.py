@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_rl import build, config, optimizers, trees
+from fedjax_rl import build, config, optimizers, scoring, trees
+from fedjax_rl.evaluate import column_keys
 
 SMALL = {"env": "probe/target", "num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,)}
 
@@ -78,3 +79,19 @@ def test_no_key_is_used_twice(name):
         jax.jit(group.run.simulation.work).lower(shared, *row)
         if name not in ("per_fedavg", "reptile"):
             jax.jit(lambda *args: build.round_of(group, *args)).lower(states, alive, group.values)
+
+
+def test_new_clients_share_no_key_with_any_column_of_the_old_ones():
+    run = build.make_run(config.build("fmrl", SMALL))
+    state = build.initial_state(run)
+    heard = []
+    evaluation = scoring.make_evaluation(run)._replace(score=lambda clients, tasks, state, key: heard.append(key))
+    scoring.old_clients(evaluation, state, 3)
+    scoring.new_clients(evaluation, state, 3)
+    keys = [
+        tuple(np.asarray(jax.random.key_data(k)))
+        for base in heard
+        for j in range(12)
+        for k in (base, jax.random.fold_in(base, j), *column_keys(base, j, jnp.arange(12)))
+    ]
+    assert len(set(keys)) == 2 * (1 + 12 + 12 * 12)
