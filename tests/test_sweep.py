@@ -213,11 +213,19 @@ def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
     assert "all 2 runs" in capsys.readouterr().err
 
 
-def test_a_damaged_plan_is_one_line(tmp_path, capsys):
-    (tmp_path / rundir.SWEEP).write_text('{"halvings": 0, "memb')
+@pytest.mark.parametrize("text", ['{"halvings": 0, "memb', "[]", '{"members": {}}'])
+def test_a_damaged_plan_is_one_line(text, tmp_path, capsys):
+    (tmp_path / rundir.SWEEP).write_text(text)
     assert cli.main(["resume", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "is damaged; its runs can be resumed one by one" in err
+
+
+def test_a_plan_of_unknown_values_says_which(tmp_path, capsys):
+    plan = {"halvings": 0, "members": {"a": 'schema = 1\nalgorithm = "fmrl"\nsever_lr = 0.1\n'}}
+    (tmp_path / rundir.SWEEP).write_text(json.dumps(plan))
+    assert cli.main(["resume", str(tmp_path)]) == 2
+    assert "sever_lr" in capsys.readouterr().err
 
 
 def test_halving_keeps_the_better_half_of_the_points(tmp_path):

@@ -91,15 +91,18 @@ def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
     """The members of a sweep, as they were asked for, and its halvings."""
     try:
         record = json.loads((path / SWEEP).read_text())
-        return {path / name: loads(text) for name, text in record["members"].items()}, record["halvings"]
-    except (ValueError, KeyError):
+        texts, halvings = record["members"].items(), record["halvings"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"{path / SWEEP} is damaged; its runs can be resumed one by one") from None
+    return {path / name: loads(text) for name, text in texts}, halvings
 
 
 @_by_the_writer
 def write_config(path: Path, config: Config) -> None:
-    """Write config.toml."""
-    (path / CONFIG).write_text(to_toml(config))
+    """Write config.toml, whole or not at all: a run whose values cannot be read, or differ, is refused."""
+    fresh = path / f"{CONFIG}.new"
+    fresh.write_text(to_toml(config))
+    fresh.replace(path / CONFIG)
 
 
 def read_config(path: Path) -> Config:
