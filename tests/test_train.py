@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, commands, rundir, scoring, simulate, train
+from fedjax_rl import build, checkpoint, cli, commands, evaluate, rundir, scoring, simulate, train
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.config import CONFIGS, Config, FmrlConfig, ScaffoldConfig
 
@@ -211,11 +211,13 @@ def test_the_best_step_is_the_highest_return_after_one_step_over_the_same_client
     assert written == {6: pytest.approx(scores[6]), 4: pytest.approx(scores[4])}
 
 
-def test_a_clients_score_does_not_depend_on_how_many_are_evaluated(run):
+def test_a_clients_score_does_not_depend_on_how_many_are_evaluated_or_at_once(run, monkeypatch):
     state = build.initial_state(run)
     evaluation = scoring.make_evaluation(run, (0.1,), 1)
     all_of_them = np.array(scoring.old_clients(evaluation, state, 6))
     np.testing.assert_allclose(scoring.old_clients(evaluation, state, 2), all_of_them[:2], rtol=1e-5)
+    monkeypatch.setattr(evaluate, "AT_ONCE", 4)  # four, and the two that are left
+    np.testing.assert_allclose(scoring.old_clients(evaluation, state, 6), all_of_them, rtol=1e-5)
 
 
 def test_rates_are_taken_in_order(run):

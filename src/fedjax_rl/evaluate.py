@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from fedjax_rl.placement import jit, map_clients
 from fedjax_rl.types import Algorithm, Array, Key, Problem, Shared, Tree
 
+AT_ONCE = 1000  # clients evaluated together: at the paper's size these take 2 GiB
+
 
 def make_steps(make: Callable[[Any], tuple[Problem, Algorithm]], mesh: Mesh | None = None) -> tuple[Callable, Callable]:
     """The two programs of which an evaluation consists, for n clients at once.
@@ -50,7 +52,7 @@ def make_evaluate(
     make: Callable[[Any], tuple[Problem, Algorithm]],
     mesh: Mesh | None = None,
 ) -> Callable[[Sequence[Any], Shared, Tree, Tree, Key], Array]:
-    """Evaluation of n clients at once, trained or new.
+    """Evaluation of n clients, trained or new, AT_ONCE by AT_ONCE.
 
     For every client: model_0 = personal_params; for j = 0..k: sample E fresh episodes with model_j, whose mean return
     is column j; model_{j+1} = adapt(model_j) on those episodes.
@@ -64,14 +66,21 @@ def make_evaluate(
     """
     start, column = make_steps(make, mesh)
 
-    def evaluate(values: Sequence[Any], shared: Shared, clients: Tree, tasks: Tree, key: Key) -> Array:
+    def some(values: Sequence[Any], shared: Shared, clients: Tree, tasks: Tree, key: Key, ids: Array) -> Array:
         models = start(values[0], shared, clients, tasks)
-        ids = jnp.arange(jax.tree.leaves(tasks)[0].shape[0])
         columns = []
         for j, now in enumerate(values):
             # the step after the last column is not needed; taking it costs less than compiling a second program
             returned, models = column(now, shared, clients, models, tasks, column_keys(key, j, ids))
             columns.append(returned)
         return jnp.stack(columns, axis=1)
+
+    def evaluate(values: Sequence[Any], shared: Shared, clients: Tree, tasks: Tree, key: Key) -> Array:
+        ids = jnp.arange(jax.tree.leaves(tasks)[0].shape[0])
+        parts = []
+        for first in range(0, len(ids), AT_ONCE):
+            own, task, now = jax.tree.map(lambda x: x[first : first + AT_ONCE], (clients, tasks, ids))
+            parts.append(some(values, shared, own, task, key, now))
+        return jnp.concatenate(parts)
 
     return evaluate
