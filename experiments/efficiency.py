@@ -1,4 +1,5 @@
-"""Returns for samples: cohorts of 4 to 40 clients and two server rates, all with the same environment steps.
+"""Returns for samples: cohorts of 4 to 40 clients, two server rates and three lambdas of the advantages, all with the
+same environment steps.
 
 python -m experiments.efficiency --scale laptop [--out DIR] [--envs ENV ...]
 
@@ -11,10 +12,11 @@ from experiments.common import TUNING_SEEDS, Members, Scale, configure, main, ov
 
 SHARES = (0.5, 1, 2, 5)  # of the scale's cohort: at the laptop scale 4, 8, 16 and 40 clients
 RATES = (0.0015, 0.003)
+LAMBDAS = (0.9, 0.95, 1.0)
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
-    """A line for each cohort and rate; a smaller cohort has as many more rounds."""
+    """A line for each cohort and rate (a smaller cohort has as many more rounds), and for each further lambda."""
     scale = scale._replace(seeds=TUNING_SEEDS)
 
     def lines(env: str) -> dict[str, Members]:
@@ -25,6 +27,9 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
             for rate in RATES:
                 label = f"{size} clients, rate {rate:g}"
                 found[label] = over(scale, env, label, server_lr=rate, adapt_steps=1, **values)
+        for value in LAMBDAS:
+            if value != middle.gae_lambda:
+                found[f"lambda {value:g}"] = over(scale, env, f"lambda {value:g}", gae_lambda=value, adapt_steps=1)
         return found
 
     study(scale, out, envs, lines, "efficiency", by_steps=True)
