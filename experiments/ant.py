@@ -2,8 +2,7 @@
 
 python -m experiments.ant --scale laptop [--out DIR] [--envs ENV ...]
 
-On the two seeds that other results are not reported for. Base: the laptop preset's values with an inner rate of 0.5 and
-generalised advantages of lambda 0.9, with which one step gains most from the initial parameters.
+On the two seeds that other results are not reported for. Base: the laptop preset's values for ant.
 """
 
 from pathlib import Path
