@@ -4,7 +4,7 @@ gymnasium: Gymnasium's half-cheetah on our MJCF with a PyTorch policy, one envir
 a core. pytorch round: the paper's FMRL round, first order, by that loop and PyTorch's gradients; timed on one client
 and multiplied by the cohort. brax: `brax.envs` half-cheetah on MJX, as many as the cohort has episodes at once. client
 by client: our own update, compiled once and called for one client after the other. All are environment steps a second,
-policies included (brax: without).
+policies included (brax: without). Ratios are medians of the repeats' ratios, with their ranges.
 """
 
 import concurrent.futures
@@ -17,7 +17,7 @@ import numpy as np
 
 from fedjax_rl import build, config, presets, simulate, trees
 from fedjax_rl.bench.round import make_sampling
-from fedjax_rl.bench.rows import Row, interleaved, median, row, timed
+from fedjax_rl.bench.rows import Row, interleaved, median, row, spread, timed
 from fedjax_rl.config import ConfigError
 
 HORIZON, EPISODES, LOCAL_STEPS, BRAX_STEPS = 200, 20, 5, 5
@@ -41,12 +41,13 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     fns = {
         "round": lambda: simulate.run_rounds(run.simulation, copy(state), 1),
         "sampling": make_sampling(run, state),
+        "brax": make_brax(cohort * EPISODES),
         "client by client": make_loop(run, state, cohort),
         "gymnasium": lambda: gymnasium_loop(GYM_STEPS),
         "pytorch client": pytorch_client,
-        "brax": make_brax(cohort * EPISODES),
     }
-    seconds = {name: median(found) for name, found in interleaved(fns, repeats).items()}
+    each = {name: np.array(found) for name, found in interleaved(fns, repeats).items()}
+    seconds = {name: median(found) for name, found in each.items()}
     cores, steps = os.cpu_count() or 1, run.env_steps_per_round
     per_core = gymnasium_on_every_core(cores) / cores
     speeds = {
@@ -57,15 +58,18 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         "gymnasium, a process a core": per_core * cores,
         "brax": cohort * EPISODES * BRAX_STEPS / seconds["brax"],
     }
-    ratios = {
-        "sampling over brax": speeds["sampling"] / speeds["brax"],
-        "round over brax": speeds["round"] / speeds["brax"],
-        "sampling over gymnasium, per core": speeds["sampling"] / cores / per_core,
-        "round over client by client": speeds["round"] / speeds["client by client"],
-        "round over pytorch": cohort * seconds["pytorch client"] / seconds["round"],
+    brax = each["brax"] * steps / (cohort * EPISODES * BRAX_STEPS)  # what Brax would take for a round's steps
+    every = {
+        "sampling over brax": brax / each["sampling"],
+        "round over brax": brax / each["round"],
+        "sampling over gymnasium, per core": steps / each["sampling"] / (cores * per_core),
+        "round over client by client": each["client by client"] / each["round"],
+        "round over pytorch": cohort * each["pytorch client"] / each["round"],
     }
+    ratios = {name: median(found) for name, found in every.items()}
+    ranges = {name: spread(found) for name, found in every.items()}
     rounds = {"round": seconds["round"], "pytorch, one process": cohort * seconds["pytorch client"]}
-    return [row("P9", env=env, clients=cohort, env_steps_per_s=speeds, ratios=ratios, round_s=rounds)]
+    return [row("P9", env=env, clients=cohort, env_steps_per_s=speeds, ratios=ratios, ranges=ranges, round_s=rounds)]
 
 
 def make_loop(run: build.Run, state: simulate.State, cohort: int):
