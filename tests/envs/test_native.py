@@ -53,6 +53,21 @@ def test_nested_batches_in_a_scan_have_the_bits_of_a_loop(cohort):
         np.testing.assert_array_equal(rows[client, episode], expected)
 
 
+def test_the_way_from_an_accelerator_has_the_same_bits(cohort, monkeypatch):
+    """Where the program runs on a GPU, `jax.pure_callback` brings the arrays to the host; here it can be compared."""
+    robot, physics, start, ctrl = cohort
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    other = make_physics(MODELS[robot](), "native")
+    monkeypatch.undo()
+
+    def after(engine):
+        return jax.jit(jax.vmap(jax.vmap(lambda q, v, u: engine.step(engine.init(q, v), u))))
+
+    near, far = (after(engine)(start.qpos, start.qvel, ctrl[0]) for engine in (physics, other))
+    assert "pure_callback" in str(jax.make_jaxpr(other.init)(start.qpos[0, 0], start.qvel[0, 0]))
+    jax.tree.map(np.testing.assert_array_equal, near, far)
+
+
 @pytest.mark.parametrize("robot", ["half_cheetah", "ant"])
 def test_listed_pairs_give_the_contacts_that_mujoco_finds(robot):
     """The MJCF lists what may touch; the same geoms with Gym's contypes, friction and margins have the same bits."""
