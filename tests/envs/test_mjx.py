@@ -58,12 +58,13 @@ def along_rollouts(trip):
 
 
 def test_one_environment_step_against_converged_c_mujoco(trip):
-    """98th percentile of |v - v_C| / max(|v_C|, 1) over 208 states, C MuJoCo iterated to float64's last digits.
+    """99th percentile (ant: 98th) of |v - v_C| / max(|v_C|, 1) over 208 states, C MuJoCo iterated to its end.
 
-    Measured: half-cheetah 1e-5, ant 6e-4 (medians 3e-7 and 3e-6). Not the 99th: of the ant's 208 the three largest
-    would decide, and they differ from CPU to CPU. Over 1,248 states the 99th is 9e-4, and 0.8 % lie between 1e-3 and
-    0.2: there the line search stops where float32 cannot tell two costs apart, with 20/20 iterations as with 8/8; the
-    four largest looked at were below 1e-5 in float64. Single physics steps with Gym's pyramidal cones: 4e-2 (99th).
+    Measured: half-cheetah 1e-5, ant 6e-4 (medians 4e-7 and 3e-6). Not the ant's 99th: the three largest of 208 would
+    decide, and they differ from CPU to CPU. Over 1,248 states it is 9e-4, and 0.8 % lie between 1e-3 and 0.2. The four
+    largest of these 208 have single physics steps off by up to 1e-3, at 50/50 iterations as at 8/8, and below 1e-5 in
+    float64: most likely the line search stops where float32 cannot tell two costs apart. Single physics steps with
+    Gym's pyramidal cones: 4e-2 (99th).
     """
     qpos, qvel, warmstart, ctrl = along_rollouts(trip)
     physics = trip.start.physics._replace(qpos=jnp.array(qpos), qvel=jnp.array(qvel), engine=jnp.array(warmstart))
@@ -75,7 +76,7 @@ def test_one_environment_step_against_converged_c_mujoco(trip):
         advance(model, data, row[3], trip.robot)
         reference.append(data.qvel.copy())
     error = relative_error(after.physics.qvel, np.stack(reference))
-    assert np.percentile(error, 98) <= 1e-3
+    assert np.percentile(error, 98 if trip.robot == "ant" else 99) <= 1e-3
     assert np.percentile(error, 50) <= 1e-5
 
 

@@ -12,7 +12,7 @@ the directions and -45 on average over the speeds; perfect tracking of a speed e
 Gym's ant has pyramidal friction cones, on which MJX and C MuJoCo differ in about 5 % of the states: they choose other
 tangent frames for a steep capsule on a plane. With elliptic cones the frame does not matter, and 8 Newton with 8
 line-search iterations on MJX bring the 99th percentile of the one-step error of the velocity from 4e-2 to 9e-4. What is
-left is float32, in which the line search of 1 % of the states stops early; in float64 those agree as well.
+left, in 1 % of the states, is float32: the largest of them agree in float64.
 """
 
 import jax.numpy as jnp
