@@ -7,7 +7,7 @@ On the two seeds that other results are not reported for. Base: the laptop prese
 
 from pathlib import Path
 
-from experiments.common import TUNING_SEEDS, Members, Scale, configure, main, over, study
+from experiments.common import TUNING_SEEDS, Members, Scale, configure, line, main, study
 
 ENVS = ("ant/direction", "ant/velocity")
 BASE = {
@@ -16,7 +16,6 @@ BASE = {
     "order": "second",
     "selection": "stratified",
     "max_change_norm": 0.002,
-    "adapt_steps": 1,
 }
 # Floats share one program; the last three are programs of their own.
 CHANGES = {
@@ -37,10 +36,10 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     scale = scale._replace(seeds=TUNING_SEEDS)
 
     def lines(env: str) -> dict[str, Members]:
-        found = {label: over(scale, env, label, **{**BASE, **change}) for label, change in CHANGES.items()}
+        found = {label: line(scale, env, label, **{**BASE, **change}) for label, change in CHANGES.items()}
         one = configure(scale, "fmrl", env)
         twice = {"clients_per_round": 2 * one.clients_per_round, "rounds": max(1, one.rounds // 2)}
-        return found | {"twice the cohort": over(scale, env, "twice the cohort", **BASE, **twice)}
+        return found | {"twice the cohort": line(scale, env, "twice the cohort", **BASE, **twice)}
 
     study(scale, out, envs, lines, "ant", by_steps=True)
 

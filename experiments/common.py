@@ -22,6 +22,8 @@ ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
 TUNING_SEEDS = (100, 101)
 HORIZON = {"half_cheetah": 200, "ant": 100}
+SELECTED = ("train/return/adapt_1", "selected clients after one step")  # a panel: metric, title
+LEAN = {"adapt_steps": 1, "eval_every": 0}  # all that a study's curves and table need of evaluations
 Members = dict[str, config.Config]
 
 
@@ -29,7 +31,7 @@ class Scale(NamedTuple):
     """How much an experiment spends.
 
     preset: of the configuration. seeds: of the results. rounds: by robot. matched: are cohorts such that all methods
-    take as many samples a round as FMRL? extra: further values.
+    take as many samples a round as FMRL? extra: further values. reuse: directories with runs that are finished already.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Scale(NamedTuple):
     rounds: Mapping[str, int]
     matched: bool
     extra: Mapping[str, Any]
+    reuse: tuple[Path, ...] = ()
 
 
 SCALES = {
@@ -75,13 +78,16 @@ def env_steps(c: config.Config) -> int:
     return c.rounds * c.clients_per_round * c.batches * c.episodes * HORIZON[c.env.split("/")[0]]
 
 
-def run(members: Members, out: Path) -> None:
+def run(scale: Scale, members: Members, out: Path) -> None:
     """Bring all members to their end, those that can share a program together."""
+    from experiments.reuse import reuse
     from fedjax_rl import runner, train
     from fedjax_rl.progress import Reporter
 
     reporter = Reporter(quiet=False)
     try:
+        if taken := reuse(members, out, scale.reuse):
+            reporter.say(f"taken from finished runs: {', '.join(taken)}")
         runner.run_members({out / name: c for name, c in members.items()}, reporter)
     except train.Interrupted as signal:
         reporter.warn(f"interrupted ({signal}) and saved; the same command goes on from here")
@@ -122,7 +128,7 @@ def curves(
     """
     cells = {env: lines(env) for env in envs}
     everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
-    run(everyone, out)
+    run(scale, everyone, out)
     plt = pyplot()
     size = (4.2 * len(envs), 3.1 * len(panels) + 0.6)
     figure, axes = plt.subplots(len(panels), len(envs), figsize=size, squeeze=False, sharex="col")
@@ -185,6 +191,11 @@ def over(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: 
     return {f"{env}/{label}/seed{s}": configure(scale, algorithm, env, seed=s, **values) for s in scale.seeds}
 
 
+def line(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: Any) -> Members:
+    """A line of a study: `over`, evaluated after the last round alone, before adaptation and after one step."""
+    return over(scale, env, label, algorithm, **{**LEAN, **values})
+
+
 def tuned_rate(
     scale: Scale,
     out: Path,
@@ -199,14 +210,14 @@ def tuned_rate(
 
     Over all rounds: on the first two fifths of them the largest server rate wins, which later destroys what it learned.
     """
-    values = {"adapt_steps": 1, "eval_every": 0, **values}
     cells: dict[float, Members] = {}
     for rate in rates:
         names = {f"{env}/{label}/tuning/{key}={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
         cells[rate] = {
-            name: configure(scale, algorithm, env, seed=seed, **{key: rate}, **values) for name, seed in names.items()
+            name: configure(scale, algorithm, env, seed=seed, **{key: rate}, **LEAN, **values)
+            for name, seed in names.items()
         }
-    run({name: c for members in cells.values() for name, c in members.items()}, out)
+    run(scale, {name: c for members in cells.values() for name, c in members.items()}, out)
     return max(cells, key=lambda rate: _after_one_step(out, cells[rate]))
 
 
@@ -223,15 +234,15 @@ def study(
     lines: Callable[[str], dict[str, Members]],
     name: str,
     *,
+    panels: tuple[tuple[str, str], ...] = (SELECTED,),
     by_steps: bool = False,
 ) -> None:
     """Run what is missing; draw the learning curves and write OUT/NAME.md and OUT/NAME.json.
 
-    lines: environment -> the members of each line (its seeds) by label. The table: means over all clients before
-    adaptation and after one step, and over the worst tenth of the clients after one step; t-intervals over seeds.
+    lines, panels: as for `curves`. The table: means over all clients before adaptation and after one step, and over the
+    worst tenth of the clients after one step; t-intervals over seeds.
     """
     cells = {env: lines(env) for env in envs}
-    panels = (("train/return/adapt_1", "selected clients after one step"),)
     curves(scale, out, envs, cells.__getitem__, panels, name, by_steps=by_steps)
     everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -298,6 +309,21 @@ def main(
     parser.add_argument("--envs", nargs="+", choices=envs, default=envs, help="only these environments")
     if by_method:
         parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
+    parser.add_argument(
+        "--reuse",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="DIR",
+        help="other experiments' directories: take their runs",
+    )
     args = parser.parse_args()
     out = args.out or Path("results") / f"{name}-{args.scale}"
-    experiment(SCALES[args.scale], out, tuple(args.envs), *([tuple(args.methods)] if by_method else []))
+    if unknown := [path for path in args.reuse if not path.is_dir()]:
+        parser.error(f"--reuse {unknown[0]}: no such directory")
+    experiment(
+        SCALES[args.scale]._replace(reuse=tuple(args.reuse)),
+        out,
+        tuple(args.envs),
+        *([tuple(args.methods)] if by_method else []),
+    )

@@ -5,7 +5,7 @@ python -m experiments.curvature --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Scale, main, over, study
+from experiments.common import Scale, line, main, study
 
 LINES = {
     "first order": {"order": "first"},
@@ -18,7 +18,7 @@ LINES = {
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     """All at the scale's own server rate."""
     study(
-        scale, out, envs, lambda env: {label: over(scale, env, label, **v) for label, v in LINES.items()}, "curvature"
+        scale, out, envs, lambda env: {label: line(scale, env, label, **v) for label, v in LINES.items()}, "curvature"
     )
 
 

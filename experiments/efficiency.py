@@ -8,7 +8,7 @@ On the two seeds that the results are not reported for, so that presets can be c
 
 from pathlib import Path
 
-from experiments.common import TUNING_SEEDS, Members, Scale, configure, main, over, study
+from experiments.common import TUNING_SEEDS, Members, Scale, configure, line, main, study
 
 SHARES = (0.5, 1, 2, 5)  # of the scale's cohort: at the laptop scale 4, 8, 16 and 40 clients
 RATES = (0.0015, 0.003)
@@ -26,10 +26,10 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
             values = {"clients_per_round": size, "rounds": max(1, middle.rounds * middle.clients_per_round // size)}
             for rate in RATES:
                 label = f"{size} clients, rate {rate:g}"
-                found[label] = over(scale, env, label, server_lr=rate, adapt_steps=1, **values)
+                found[label] = line(scale, env, label, server_lr=rate, **values)
         for value in LAMBDAS:
             if value != middle.gae_lambda:
-                found[f"lambda {value:g}"] = over(scale, env, f"lambda {value:g}", gae_lambda=value, adapt_steps=1)
+                found[f"lambda {value:g}"] = line(scale, env, f"lambda {value:g}", gae_lambda=value)
         return found
 
     study(scale, out, envs, lines, "efficiency", by_steps=True)

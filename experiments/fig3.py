@@ -5,7 +5,7 @@ python -m experiments.fig3 --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Scale, best_server_rate, curves, main, over
+from experiments.common import Scale, best_server_rate, line, main, study
 
 RATES = (0.0005, 0.001, 0.005, 0.01)
 
@@ -15,12 +15,9 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
     def lines(env: str):
         server = best_server_rate(scale, env)
-        return {
-            f"beta {rate:g}": over(scale, env, f"local_lr={rate:g}", local_lr=rate, adapt_steps=1, **server)
-            for rate in RATES
-        }
+        return {f"beta {rate:g}": line(scale, env, f"local_lr={rate:g}", local_lr=rate, **server) for rate in RATES}
 
-    curves(scale, out, envs, lines, (("train/return/adapt_1", "after one step"),), "fig3")
+    study(scale, out, envs, lines, "fig3")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ Above: each round's own clients. Below: evaluations between rounds (at the paper
 
 from pathlib import Path
 
-from experiments.common import Scale, best_server_rate, configure, curves, main, over
+from experiments.common import SELECTED, Scale, best_server_rate, configure, main, over, study
 
 PANELS = (
-    ("train/return/adapt_1", "each round's own clients, after one step"),
+    SELECTED,
     ("eval/return/adapt_1", "evaluated clients, after one step"),
 )
 
@@ -25,7 +25,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
         values = best_server_rate(scale, env) | {"adapt_steps": 1}
         return {shares[m]: over(scale, env, f"clients_per_round={m}", clients_per_round=m, **values) for m in sizes}
 
-    curves(scale, out, envs, lines, PANELS, "fig4")
+    study(scale, out, envs, lines, "fig4", panels=PANELS)
 
 
 if __name__ == "__main__":

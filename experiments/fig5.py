@@ -5,7 +5,7 @@ python -m experiments.fig5 --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Scale, curves, main, over
+from experiments.common import Scale, line, main, study
 
 FED_SGD = [(beta, eta) for beta in (0.001, 0.01) for eta in (1.0, 3.0, 5.0)]
 
@@ -14,13 +14,13 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     """Fed-Adam with the scale's rates, and six lines of Fed-SGD, which changes without a clip as in the paper."""
 
     def lines(env: str):
-        found = {"Fed-Adam": over(scale, env, "adam", adapt_steps=1)}
+        found = {"Fed-Adam": line(scale, env, "adam")}
         for beta, eta in FED_SGD:
-            values = {"adapt_steps": 1, "server": "sgd", "local_lr": beta, "server_lr": eta, "max_change_norm": 0.0}
-            found[f"Fed-SGD, beta {beta:g}, eta {eta:g}"] = over(scale, env, f"sgd,{beta:g},{eta:g}", **values)
+            values = {"server": "sgd", "local_lr": beta, "server_lr": eta, "max_change_norm": 0.0}
+            found[f"Fed-SGD, beta {beta:g}, eta {eta:g}"] = line(scale, env, f"sgd,{beta:g},{eta:g}", **values)
         return found
 
-    curves(scale, out, envs, lines, (("train/return/adapt_1", "after one step"),), "fig5")
+    study(scale, out, envs, lines, "fig5")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
     for env, panel in zip(envs, axes[0], strict=True):
         for method in methods:
             cell = table1.cell(scale, env, method, table1.chosen(scale, env, method, out))
-            run(cell, out)
+            run(scale, cell, out)
             everyone |= cell
             rows = [score(out / name, 4 if scale.name == "tiny" else 100) for name in cell]
             scores.setdefault(env, {})[method] = rows

@@ -5,7 +5,7 @@ python -m experiments.servers --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Scale, main, over, study, tuned_rate
+from experiments.common import Scale, line, main, study, tuned_rate
 
 # A pseudo-gradient's entries are near 1e-5: a rate of 1 of Fed-SGD moves as far as 1e-5 of Adam, and `as_printed` as
 # Fed-SGD of 1e4 times its rate; `reddi` starts 31.6 times faster than Adam.
@@ -24,7 +24,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
     def lines(env: str):
         best = {name: tuned_rate(scale, out, env, name, "fmrl", rates, server=name) for name, rates in RATES.items()}
-        return {name: over(scale, env, name, server=name, server_lr=rate) for name, rate in best.items()}
+        return {name: line(scale, env, name, server=name, server_lr=rate) for name, rate in best.items()}
 
     study(scale, out, envs, lines, "servers")
 

@@ -77,7 +77,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
     for env in envs:
         for method in methods:
             some = cell(scale, env, method, chosen(scale, env, method, out))
-            run(some, out)
+            run(scale, some, out)
             members |= some
             write(scale, out, members)
     print((out / "table1.md").read_text())

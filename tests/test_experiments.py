@@ -19,6 +19,7 @@ from experiments import (
     fig4,
     fig5,
     fig6,
+    reuse,
     servers,
     strategies,
     table1,
@@ -65,11 +66,34 @@ def test_a_second_run_and_the_figures_of_the_same_runs_train_nothing(table):
     assert (table / "fig1.png").stat().st_size > 10_000 < (table / "fig6.png").stat().st_size
 
 
+def test_runs_that_another_experiment_has_finished_are_taken_and_no_others(table, tmp_path):
+    [rate] = {c.server_lr for c in map(rundir.read_config, (table / ENV / "fmrl").glob("seed*"))}
+    equal = common.line(TINY, ENV, "equal", server_lr=rate)
+    others = {
+        "another seed": common.line(TINY._replace(seeds=(7,)), ENV, "7", server_lr=rate),
+        "another rate": common.line(TINY, ENV, "rate", server_lr=rate * 1.1),
+        "more steps": common.line(TINY, ENV, "steps", server_lr=rate, adapt_steps=2),
+        "other evaluations": common.line(TINY, ENV, "evaluated", server_lr=rate, eval_every=2),
+        "another method": common.line(TINY, ENV, "fedavg", "fedavg", server_lr=rate),
+    }
+    members = equal | {name: c for some in others.values() for name, c in some.items()}
+    assert reuse.reuse(members, tmp_path, (table,)) == list(equal)
+    assert sorted(p.parent for p in tmp_path.rglob("*.jsonl")) == sorted([tmp_path / name for name in equal] * 2)
+    common.run(TINY._replace(reuse=(table,)), equal, tmp_path)  # nothing to do: a run would make checkpoints
+    for name, c in equal.items():
+        source = table / ENV / "fmrl" / f"seed{c.seed}"
+        assert json.loads((tmp_path / name / reuse.NOTE).read_text()) == {"source": str(source)}
+        assert (tmp_path / name / rundir.METRICS).read_bytes() == (source / rundir.METRICS).read_bytes()
+        assert rundir.read_config(tmp_path / name) == c and not (tmp_path / name / rundir.CHECKPOINTS).exists()
+
+
 @pytest.mark.parametrize("figure", [fig2, fig3, fig4, fig5], ids=lambda f: f.__name__)
 def test_the_figures_run(figure, tmp_path):
     figure.experiment(TINY, tmp_path, (ENV,))
     name = figure.__name__.rsplit(".", 1)[1]
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    scores = json.loads((tmp_path / f"{name}.json").read_text())[ENV]
+    assert len(scores) > 2 and {len(columns["after"]) for columns in scores.values()} == {2}  # seeds
 
 
 def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypatch):

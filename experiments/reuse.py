@@ -1,0 +1,61 @@
+"""Runs that another experiment has finished are not run again: `--reuse DIR ...` names where to look for them."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedjax_rl import rundir, runner
+from fedjax_rl.config import EXECUTION, Config
+
+FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL)
+NOTE = "reused.json"
+
+
+def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> list[str]:
+    """Copy into OUT/NAME the finished run of NAME's configuration, if a source has one; the names that were found.
+
+    A run serves when its training has the same values and its evaluations hold those asked for: as many steps of
+    adaptation or more, and the same ones between rounds. Its records come with it, its checkpoints do not; reused.json
+    names the source.
+    """
+    missing = {name: c for name, c in members.items() if not (out / name).exists()}
+    found = [] if not missing else [(path, rundir.read_config(path)) for source in sources for path in runs(source)]
+    taken = []
+    for name, asked in missing.items():
+        path = next((path for path, done in found if serves(done, asked) and runner.is_settled(path, done)), None)
+        if path is not None and not (path / rundir.DIVERGED).exists():
+            copy(path, out / name, asked)
+            taken.append(name)
+    return taken
+
+
+def runs(source: Path) -> list[Path]:
+    """The run directories below a directory."""
+    return sorted(file.parent for file in source.rglob(rundir.CONFIG))
+
+
+def serves(done: Config, asked: Config) -> bool:
+    """Does a finished run of `done` hold all that one of `asked` would?"""
+    between = (done.eval_every, done.eval_clients) == (asked.eval_every, asked.eval_clients)
+    enough = done.adapt_steps >= asked.adapt_steps and done.new_clients >= asked.new_clients
+    return enough and (between or not asked.eval_every) and training(done) == training(asked)
+
+
+def training(config: Config) -> Config:
+    """The configuration with all that changes no number of the training at its defaults."""
+    default = type(config)()
+    return replace(config, **{name: getattr(default, name) for name in (*EXECUTION, "adapt_steps")})
+
+
+def copy(path: Path, to: Path, config: Config) -> None:
+    """The records of a run as a run of `config`, whole or not at all."""
+    fresh = to.with_name(f"{to.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(path / name, fresh / name)
+    rundir.write_config(fresh, config)
+    (fresh / NOTE).write_text(json.dumps({"source": str(path)}) + "\n")
+    fresh.rename(to)
