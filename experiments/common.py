@@ -321,9 +321,8 @@ def main(
     out = args.out or Path("results") / f"{name}-{args.scale}"
     if unknown := [path for path in args.reuse if not path.is_dir()]:
         parser.error(f"--reuse {unknown[0]}: no such directory")
-    experiment(
-        SCALES[args.scale]._replace(reuse=tuple(args.reuse)),
-        out,
-        tuple(args.envs),
-        *([tuple(args.methods)] if by_method else []),
-    )
+    scale = SCALES[args.scale]._replace(reuse=tuple(args.reuse))
+    try:
+        experiment(scale, out, tuple(args.envs), *([tuple(args.methods)] if by_method else []))
+    except config.ConfigError as error:
+        parser.error(str(error))

@@ -87,6 +87,19 @@ def test_runs_that_another_experiment_has_finished_are_taken_and_no_others(table
         assert rundir.read_config(tmp_path / name) == c and not (tmp_path / name / rundir.CHECKPOINTS).exists()
 
 
+def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, capsys):
+    def another_rate(scale, out, envs):
+        common.run(scale, common.over(scale, envs[0], "fmrl", server_lr=0.5), out)
+
+    argv = ["--scale", "tiny", "--envs", ENV, "--out", str(table)]
+    for more, said in (([], "was trained with server_lr"), (["--reuse", str(tmp_path / "no")], "no such directory")):
+        monkeypatch.setattr("sys.argv", ["experiment", *argv, *more])
+        with pytest.raises(SystemExit) as stopped:
+            common.main("An experiment.", "table1", another_rate)
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("figure", [fig2, fig3, fig4, fig5], ids=lambda f: f.__name__)
 def test_the_figures_run(figure, tmp_path):
     figure.experiment(TINY, tmp_path, (ENV,))
