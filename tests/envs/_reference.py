@@ -9,8 +9,13 @@ FRAME_SKIP = {"half_cheetah": 5, "ant": 10}
 
 
 def load(robot: str, converged: bool = False) -> tuple[mujoco.MjModel, mujoco.MjData]:
-    """Model and data of a robot; converged: Newton to the last digit of float64 instead of MuJoCo's tolerance."""
+    """Model and data of a robot; converged: Newton to the last digit of float64 instead of MuJoCo's tolerance.
+
+    With the Jacobians that native physics takes, so that bits can be compared.
+    """
     model = mujoco.MjModel.from_xml_string(load_asset(f"{robot}.xml"))
+    if robot == "ant":
+        model.opt.jacobian = mujoco.mjtJacobian.mjJAC_SPARSE
     if converged:
         model.opt.tolerance, model.opt.ls_tolerance = 1e-15, 1e-10
         model.opt.iterations, model.opt.ls_iterations = 300, 200

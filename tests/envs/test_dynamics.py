@@ -13,7 +13,7 @@ from fedjax_rl.envs.physics.mjx import inverse_weights
 from fedjax_rl.envs.physics.native import _Stepper, compile_model
 
 MODELS = {"half_cheetah": half_cheetah.half_cheetah_model, "ant": ant.ant_model}
-SIZES = {"half_cheetah": (7, 6), "ant": (13, 8)}  # bodies, motors
+SIZES = {"half_cheetah": (7, 6), "ant": (9, 8)}  # bodies, motors
 ROBOTS = list(MODELS)
 G = 9.81  # m/s^2
 
@@ -161,11 +161,12 @@ def fallen(robot, factors, used):
 def test_motors_in_the_air_cannot_change_the_momentum_of_the_scaled_masses(robot):
     """sum_b m_b v_b = (0, 0, -m g t) with the client's own masses; the plain robot's horizontal part is off.
 
-    Semi-implicit Euler conserves momentum up to the timestep's first power: 4e-3 horizontally, 2 % of the weight.
+    Semi-implicit Euler conserves momentum up to the timestep's first power: 6e-3 horizontally (ants of four keys; half
+    of it at half the timestep), 2 % of the weight.
     """
     factors = dynamics.factors(pick(dynamics.log_uniform(*SIZES[robot])(jax.random.key(0), 1), 0))
     momentum = fallen(robot, factors, factors)
-    np.testing.assert_allclose(momentum[:2], 0.0, atol=4e-3)
+    np.testing.assert_allclose(momentum[:2], 0.0, atol=7e-3)
     np.testing.assert_allclose(momentum[2], -1.0, atol=0.03)
     assert np.abs(fallen(robot, factors, None)[:2]).max() > 0.02
 

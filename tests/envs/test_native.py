@@ -1,6 +1,7 @@
 """Native physics: the bits of a plain mj_step loop, whatever the batching, and no noise when a simulation diverges."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,7 @@ def test_listed_pairs_give_the_contacts_that_mujoco_finds(robot):
         geom.friction, geom.margin, solimp = gym[robot]
         geom.solimp[:3] = solimp
     found = spec.compile()
+    found.opt.jacobian = listed.opt.jacobian
     other = mujoco.MjData(found)
     rng = np.random.default_rng(0)
     place(listed, data, data.qpos, rng.normal(size=listed.nv))
@@ -92,6 +94,27 @@ def test_listed_pairs_give_the_contacts_that_mujoco_finds(robot):
         np.testing.assert_array_equal(data.qpos, other.qpos)
         contacts += data.ncon
     assert listed.npair and not found.npair and contacts > 20
+
+
+def test_ant_is_gyms_robot_with_the_legs_bases_welded_on():
+    """Gym's text has a body for each base; and dense Jacobians, as MuJoCo chooses below 60 degrees of freedom."""
+    model, data = load("ant")
+    bodies = r"(<geom name=\"(\w+_base)\"[^>]*/>)"
+    text, count = re.subn(bodies, r'<body name="\2">\1</body>', load_asset("ant.xml"))
+    gyms = mujoco.MjModel.from_xml_string(text)
+    other = mujoco.MjData(gyms)
+    assert (count, gyms.nbody, model.nbody) == (4, 14, 10) and gyms.opt.jacobian != model.opt.jacobian
+    np.testing.assert_allclose(model.dof_invweight0, gyms.dof_invweight0, rtol=1e-10)
+    rng = np.random.default_rng(0)
+    place(model, data, data.qpos, 0.1 * rng.normal(size=model.nv))
+    contacts = 0
+    for ctrl in rng.uniform(-0.2, 0.2, (100, model.nu)):  # step by step: a gait amplifies rounding
+        place(gyms, other, data.qpos, data.qvel, data.qacc_warmstart)
+        advance(gyms, other, ctrl, "ant")
+        advance(model, data, ctrl, "ant")
+        np.testing.assert_allclose(data.qvel, other.qvel, atol=1e-6)
+        contacts += data.ncon
+    assert contacts > 50
 
 
 def test_no_step_reads_a_clock(cohort):

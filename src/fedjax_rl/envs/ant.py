@@ -22,7 +22,7 @@ from fedjax_rl.envs import mujoco_env, tasks
 from fedjax_rl.envs.base import Env, EnvSpec
 from fedjax_rl.envs.physics import Model
 
-_NQ, _NV, _NU, _BODIES = 15, 14, 8, 13
+_NQ, _NV, _NU, _BODIES = 15, 14, 8, 9
 _QPOS0 = (0.0, 0.0, 0.75, 1.0) + (0.0,) * 11
 _HEIGHTS = (0.2, 1.0)  # m
 _CONTROL_COST = 0.005

@@ -31,6 +31,7 @@ from mujoco.batch import Batch, SimulationError
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
 
 _CACHED_BATCHES = 8
+_SPARSE_FROM = 14  # degrees of freedom
 _STEP_LOCK = threading.Lock()
 
 
@@ -55,10 +56,13 @@ def _stop_profile() -> None:
 def compile_model(xml: str) -> mujoco.MjModel:
     """The model with MuJoCo's default (converged) solver and no automatic reset of a diverged simulation.
 
-    A single robot is one island of constraints: looking for more gives the same bits and takes 5 % of the time.
+    A single robot is one island of constraints: looking for more gives the same bits and takes 5 % of the time. MuJoCo
+    itself takes sparse Jacobians from 60 degrees of freedom; ant's 14 are faster with them, half-cheetah's 9 are not.
     """
     model = mujoco.MjModel.from_xml_string(xml)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET | mujoco.mjtDisableBit.mjDSBL_ISLAND
+    if model.nv >= _SPARSE_FROM:
+        model.opt.jacobian = mujoco.mjtJacobian.mjJAC_SPARSE
     return model
 
 
