@@ -9,7 +9,7 @@ from pathlib import Path
 from fedjax_rl import rundir, runner
 from fedjax_rl.config import EXECUTION, Config
 
-FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL)
+FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL, "fig6.json")  # the last where new clients were evaluated
 NOTE = "reused.json"
 
 
@@ -55,7 +55,8 @@ def copy(path: Path, to: Path, config: Config) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name in FILES:
-        shutil.copyfile(path / name, fresh / name)
+        if (path / name).exists():
+            shutil.copyfile(path / name, fresh / name)
     rundir.write_config(fresh, config)
     (fresh / NOTE).write_text(json.dumps({"source": str(path)}) + "\n")
     fresh.rename(to)
