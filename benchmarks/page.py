@@ -93,7 +93,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
         {
             "clients": "clients",
             "our round": "env_steps_per_s.round",
-            "our sampling": "env_steps_per_s.sampling",
+            "our rollouts": "env_steps_per_s.rollouts",
             "client by client": "env_steps_per_s.client by client",
             "Gymnasium, one process": "env_steps_per_s.gymnasium, one process",
             "Gymnasium, a process a core": "env_steps_per_s.gymnasium, a process a core",

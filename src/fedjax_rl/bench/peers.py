@@ -3,8 +3,10 @@
 gymnasium: Gymnasium's half-cheetah on our MJCF with a PyTorch policy, one environment in one process, and one process
 a core. pytorch round: the paper's FMRL round, first order, by that loop and PyTorch's gradients; timed on one client
 and multiplied by the cohort. brax: `brax.envs` half-cheetah on MJX, as many as the cohort has episodes at once. client
-by client: our own update, compiled once and called for one client after the other. All are environment steps a second,
-policies included (brax: without). Ratios are medians of the repeats' ratios, with their ranges.
+by client: our own update, compiled once and called for one client after the other. rollouts: our two rollouts of a
+round with the policies of all clients, without the advantages, which the others do not compute either. All are
+environment steps a second, policies included (brax: without). Ratios are medians of the repeats' ratios, with their
+ranges.
 """
 
 import concurrent.futures
@@ -40,7 +42,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     copy = jax.jit(lambda s: jax.tree.map(jax.numpy.copy, s))
     fns = {
         "round": lambda: simulate.run_rounds(run.simulation, copy(state), 1),
-        "sampling": make_sampling(run, state),
+        "rollouts": make_sampling(run, state, keep=lambda batch: batch._replace(advantage=())),
         "brax": make_brax(cohort * EPISODES),
         "client by client": make_loop(run, state, cohort),
         "gymnasium": lambda: gymnasium_loop(GYM_STEPS),
@@ -52,7 +54,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     per_core = gymnasium_on_every_core(cores) / cores
     speeds = {
         "round": steps / seconds["round"],
-        "sampling": steps / seconds["sampling"],
+        "rollouts": steps / seconds["rollouts"],
         "client by client": steps / seconds["client by client"],
         "gymnasium, one process": GYM_STEPS / seconds["gymnasium"],
         "gymnasium, a process a core": per_core * cores,
@@ -60,9 +62,9 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     }
     brax = each["brax"] * steps / (cohort * EPISODES * BRAX_STEPS)  # what Brax would take for a round's steps
     every = {
-        "sampling over brax": brax / each["sampling"],
+        "rollouts over brax": brax / each["rollouts"],
         "round over brax": brax / each["round"],
-        "sampling over gymnasium, per core": steps / each["sampling"] / (cores * per_core),
+        "rollouts over gymnasium, per core": steps / each["rollouts"] / (cores * per_core),
         "round over client by client": each["client by client"] / each["round"],
         "round over pytorch": cohort * each["pytorch client"] / each["round"],
     }

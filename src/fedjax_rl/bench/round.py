@@ -67,10 +67,10 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     return row("P3", **figures, env_steps_per_s=speed, round_range=spread(seconds["round"]))
 
 
-def make_sampling(run: build.Run, state: simulate.State):
-    """() -> the cohort's two batches of the state's next round, drawn with that round's own keys.
+def make_sampling(run: build.Run, state: simulate.State, keep=lambda batch: batch):
+    """() -> what `keep` takes of the cohort's two batches of the state's next round, drawn with that round's own keys.
 
-    The policies of the second are adapted here, once: adapting is a part of its own.
+    The policies of the second are adapted here, once: adapting is a part of its own. What is not kept is not computed.
     """
     key = simulate.stream(state.key, simulate.UPDATE, state.round)
     select = simulate.stream(state.key, simulate.SELECT, state.round)
@@ -79,10 +79,11 @@ def make_sampling(run: build.Run, state: simulate.State):
 
     tasks = trees.take(state.tasks, ids)
     keys = jax.vmap(jax.random.split, out_axes=1)(simulate.per_client(key, ids))
-    inner = jax.jit(jax.vmap(lambda task, k: run.problem.sample(shared, task, k)[0]))
-    outer = jax.jit(jax.vmap(lambda own, task, k: run.problem.sample(own, task, k)[0]))
+    first = jax.jit(jax.vmap(lambda task, k: run.problem.sample(shared, task, k)[0]))
     adapt_all = jax.jit(jax.vmap(lambda batch: run.algorithm.adapt(shared, (), shared, batch)))
-    adapted = adapt_all(inner(tasks, keys[0]))
+    adapted = adapt_all(first(tasks, keys[0]))
+    inner = jax.jit(jax.vmap(lambda task, k: keep(run.problem.sample(shared, task, k)[0])))
+    outer = jax.jit(jax.vmap(lambda own, task, k: keep(run.problem.sample(own, task, k)[0])))
     return lambda: (inner(tasks, keys[0]), outer(adapted, tasks, keys[1]))
 
 
