@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, rundir
+from fedjax_rl import build, checkpoint, digest, rundir
 from fedjax_rl.arrays import state_hash
 
 
@@ -110,7 +110,7 @@ def test_no_flipped_bit_of_a_digest_is_silent(saved):
     for place in range(0, 8 * len(whole), 11):
         path.write_bytes(bytes([b ^ (1 << place % 8) if i == place // 8 else b for i, b in enumerate(whole)]))
         with pytest.raises(ValueError, match=r"2\.digest\.json"):
-            checkpoint._read_digest(saved, 2)
+            digest.read(saved, 2)
     assert checkpoint.best_step(saved) is None
     path.write_bytes(whole)
     assert checkpoint.best_step(saved) == 2

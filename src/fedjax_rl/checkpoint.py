@@ -1,14 +1,11 @@
 """Checkpoints that notice damage: orbax writes them, a sha256 digest beside each one proves it whole.
 
 The only file that knows orbax. Orbax is atomic but has no checksums: a flipped bit would be restored in silence. So a
-step counts only once `<step>.digest.json`, which hashes all of its files and itself, is written (last, and atomically).
+step counts only once its digest (`digest.py`) is written, last and atomically.
 Restoring walks from the newest step to the oldest and takes the first that passes; a rejected step is never deleted.
 """
 
-import hashlib
-import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_rl import digest
 from fedjax_rl.arrays import flatten, flatten_shapes, unflatten
 from fedjax_rl.placement import is_first
 
-SCHEMA = 2  # 1 had no hash of the digest itself and no configuration; it is read for ever
 KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 
 
@@ -66,8 +63,8 @@ def _write(directory: Path, step: int, state: Any, score: float | None, config: 
         manager.save(step, args=_orbax().args.PyTreeSave(arrays))
         manager.wait_until_finished()
         manager.check_for_errors()
-    record = {"step": step, "score": score, "config": config, "files": _hashes(path)}
-    _write_digest(directory, record)
+    record = {"step": step, "score": score, "config": config, "files": digest.hashes(path)}
+    digest.write(directory, record)
 
 
 def restore(
@@ -127,22 +124,22 @@ def set_score(directory: Path, step: int, score: float) -> None:
     """Record the score of a step that was saved before it was evaluated."""
     if not is_first():
         return
-    if _digest_path(directory, step).exists():
-        _write_digest(directory, {**_read_digest(directory, step), "score": score})
+    if digest.path_of(directory, step).exists():
+        digest.write(directory, {**digest.read(directory, step), "score": score})
 
 
 def saved_config(directory: Path) -> str:
     """The text of the configuration that the newest step with a sound digest was saved under; "" if none says so."""
     for step in steps(directory):
         try:
-            return _read_digest(directory, step).get("config", "")
+            return digest.read(directory, step).get("config", "")
         except ValueError:
             continue
     return ""
 
 
 def _load(directory: Path, step: int, like: Any, part: bool) -> Any:
-    _verify(directory, step)
+    digest.verify(directory, step)
     want = {key: value for key, value in flatten_shapes(like).items() if value.size}
     with _manager(directory) as manager:
         stored = manager.item_metadata(step)
@@ -160,83 +157,31 @@ def _same_shapes(have: Any, want: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{key} is {stored.get(key)} there and {wanted.get(key)} in this configuration")
 
 
-def _verify(directory: Path, step: int) -> None:
-    record, have = _read_digest(directory, step), _hashes(directory / str(step))
-    for name in sorted(record["files"].keys() | have.keys()):
-        if record["files"].get(name) != have.get(name):
-            raise ValueError(f"{name} is missing or damaged, by {step}.digest.json")
-
-
-def _read_digest(directory: Path, step: int) -> dict[str, Any]:
-    """The record of a step, or a ValueError that says what is wrong with it."""
-    path = _digest_path(directory, step)
-    if not path.exists():
-        raise ValueError(f"{path.name} is missing")
-    try:
-        record = json.loads(path.read_bytes())
-        schema, own_hash = record["schema"], record.pop("sha256", None)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{path.name} is damaged") from None
-    if schema == SCHEMA and own_hash != _hash_of(record):
-        raise ValueError(f"{path.name} is damaged")
-    if schema not in (1, SCHEMA):
-        raise ValueError(f"{path.name} has schema {schema!r}, this version reads 1 to {SCHEMA}")
-    return record
-
-
-def _write_digest(directory: Path, record: dict[str, Any]) -> None:
-    record = {**record, "schema": SCHEMA}
-    text = json.dumps({**record, "sha256": _hash_of(record)}, indent=1)
-    _write_atomically(_digest_path(directory, record["step"]), text)
-
-
-def _hash_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _hashes(path: Path) -> dict[str, str]:
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
 def _retain(directory: Path, keep_every: int) -> None:
     """Keep the newest KEEP steps, the best one and multiples of `keep_every`."""
     keep = {*steps(directory)[:KEEP], best_step(directory)}
     for step in steps(directory):
         if step not in keep and not (keep_every and step % keep_every == 0):
-            _digest_path(directory, step).unlink()
+            digest.path_of(directory, step).unlink()
             shutil.rmtree(directory / str(step), ignore_errors=True)
 
 
 def _set_aside(directory: Path, step: int) -> None:
     """Move an unfinished or rejected step of the same number out of the way, never deleting it."""
-    path, digest = directory / str(step), _digest_path(directory, step)
-    if not (path.exists() or digest.exists()):
+    path, record = directory / str(step), digest.path_of(directory, step)
+    if not (path.exists() or record.exists()):
         return
     aside = directory.parent / "rejected"
     aside.mkdir(exist_ok=True)
     number = sum(1 for _ in aside.iterdir())
-    for item in (path, digest):
+    for item in (path, record):
         if item.exists():
             item.rename(aside / f"{number}-{item.name}")
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _digest_path(directory: Path, step: int) -> Path:
-    return directory / f"{step}.digest.json"
-
-
 def _score(directory: Path, step: int) -> float | None:
     try:
-        return _read_digest(directory, step).get("score")
+        return digest.read(directory, step).get("score")
     except ValueError:
         return None
 
