@@ -4,10 +4,11 @@ Imports neither jax nor mujoco, so that a mistake is answered at once. A configu
 the class `Config` holds what all algorithms share, a subclass adds what one of them needs. A new option is one line.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from fedjax_rl.rules import ConfigError, checked, name, nearest, number
 
 ENV_NAMES = (
     "half_cheetah/direction",
@@ -22,47 +23,12 @@ ENV_NAMES = (
     "probe/delayed",
     "probe/ending",
 )
-OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
 SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
 # What decides where or how often something is computed or kept, but no number of the result.
 EXECUTION = frozenset(
     ("backend", "client_batch", "save_every", "keep_every", "nan_dump", "eval_every", "eval_clients", "new_clients")
 )
-
-
-class ConfigError(ValueError):
-    """A mistake of the person who typed the configuration: one line, no traceback, exit code 2."""
-
-
-class Rule(NamedTuple):
-    """The legal values of one field: a closed range (low excluded if `above`), or a list of names."""
-
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-    choices: tuple[str, ...] | None = None
-
-    def __str__(self) -> str:
-        if self.choices:
-            return ", ".join(self.choices)
-        return f"more than {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
-
-
-def number(default: Any, low: float, high: float, *, above: bool = False) -> Any:
-    """A numeric field with its legal range."""
-    return field(default=default, metadata={"rule": Rule(low, high, above)})
-
-
-def name(default: str, *choices: str) -> Any:
-    """A field that takes one of a few names."""
-    return field(default=default, metadata={"rule": Rule(choices=choices)})
-
-
-def nearest(word: str, legal: Iterable[str]) -> str:
-    """' (did you mean X?)' for the legal name closest to `word`, or '' when none resembles it."""
-    close = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.4)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +75,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            object.__setattr__(self, item.name, _checked(item.name, getattr(self, item.name), item))
+            object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
         for small in ("clients_per_round", "eval_clients", "client_batch"):
             if getattr(self, small) > self.num_clients:
                 raise ConfigError(
@@ -119,7 +85,6 @@ class Config:
         if self.critic == "local" and not isinstance(self, ChangeConfig):
             legal = [c.algorithm for c in _CLASSES if issubclass(c, ChangeConfig)]
             raise ConfigError(f"critic = 'local': not for {self.algorithm}; possible for {', '.join(legal)}")
-
         if self.stragglers and (self.algorithm == "scaffold" or self.local_steps == 1):
             why = (
                 "its variates are means over all local steps"
@@ -278,38 +243,6 @@ def config_class(algorithm: str) -> type[Config]:
         known = ", ".join(CONFIGS)
         raise ConfigError(f"unknown algorithm {algorithm!r}{nearest(algorithm, CONFIGS)}; known: {known}")
     return CONFIGS[algorithm]
-
-
-def _checked(key: str, value: Any, item: Any) -> Any:
-    """The value in its field's type, or a ConfigError that names the field, the value and the legal range."""
-    rule = item.metadata["rule"]
-    if rule.choices:
-        return _checked_name(key, value, rule)
-    if isinstance(item.default, tuple):
-        try:
-            if value:
-                return tuple(_checked_number(key, part, rule, int) for part in value)
-        except (ConfigError, TypeError):
-            pass
-        raise ConfigError(f"{key} = {value!r}: must be a list of one or more integers, each {rule}")
-    return _checked_number(key, value, rule, type(item.default))
-
-
-def _checked_name(key: str, value: Any, rule: Rule) -> str:
-    is_open = key == "env" and isinstance(value, str) and value.startswith(OPEN_ENV_PREFIX)
-    if value in rule.choices or is_open:
-        return value
-    raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
-
-
-def _checked_number(key: str, value: Any, rule: Rule, kind: type) -> Any:
-    word = "an integer" if kind is int else "a number"
-    allowed = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}")
-    if not (value > rule.low if rule.above else value >= rule.low) or not value <= rule.high:
-        raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}; choose a value in that range")
-    return kind(value)
 
 
 def build(algorithm: str, *layers: Mapping[str, Any]) -> Config:

@@ -1,0 +1,77 @@
+"""What a field of a configuration may hold: its rule, how it is declared, and the one line that refuses a value.
+
+Imports neither jax nor mujoco, so that a mistake is answered at once.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any, NamedTuple
+
+OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
+
+
+class ConfigError(ValueError):
+    """A mistake of the person who typed the configuration: one line, no traceback, exit code 2."""
+
+
+class Rule(NamedTuple):
+    """The legal values of one field: a closed range (low excluded if `above`), or a list of names."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    choices: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        if self.choices:
+            return ", ".join(self.choices)
+        return f"more than {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
+
+
+def number(default: Any, low: float, high: float, *, above: bool = False) -> Any:
+    """A numeric field with its legal range."""
+    return field(default=default, metadata={"rule": Rule(low, high, above)})
+
+
+def name(default: str, *choices: str) -> Any:
+    """A field that takes one of a few names."""
+    return field(default=default, metadata={"rule": Rule(choices=choices)})
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """' (did you mean X?)' for the legal name closest to `word`, or '' when none resembles it."""
+    close = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.4)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def checked(key: str, value: Any, item: Any) -> Any:
+    """The value in its field's type, or a ConfigError that names the field, the value and the legal range."""
+    rule = item.metadata["rule"]
+    if rule.choices:
+        return _checked_name(key, value, rule)
+    if isinstance(item.default, tuple):
+        try:
+            if value:
+                return tuple(_checked_number(key, part, rule, int) for part in value)
+        except (ConfigError, TypeError):
+            pass
+        raise ConfigError(f"{key} = {value!r}: must be a list of one or more integers, each {rule}")
+    return _checked_number(key, value, rule, type(item.default))
+
+
+def _checked_name(key: str, value: Any, rule: Rule) -> str:
+    is_open = key == "env" and isinstance(value, str) and value.startswith(OPEN_ENV_PREFIX)
+    if value in rule.choices or is_open:
+        return value
+    raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
+
+
+def _checked_number(key: str, value: Any, rule: Rule, kind: type) -> Any:
+    word = "an integer" if kind is int else "a number"
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}")
+    if not (value > rule.low if rule.above else value >= rule.low) or not value <= rule.high:
+        raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}; choose a value in that range")
+    return kind(value)
