@@ -22,7 +22,9 @@ ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
 TUNING_SEEDS = (100, 101)
 HORIZON = {"half_cheetah": 200, "ant": 100}
-SELECTED = ("train/return/adapt_1", "selected clients after one step")  # a panel: metric, title
+# Panels of figures: metric, title. A round's own clients after one step: only of methods that sample there.
+SELECTED = ("train/return/adapt_1", "selected clients after one step")
+EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")
 LEAN = {"adapt_steps": 1, "eval_every": 0}  # all that a study's curves and table need of evaluations
 Members = dict[str, config.Config]
 

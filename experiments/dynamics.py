@@ -5,7 +5,7 @@ python -m experiments.dynamics --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Members, Scale, line, main, study, tuned_rate
+from experiments.common import EVALUATED, Members, Scale, main, over, study, tuned_rate
 from experiments.table1 import RATES
 
 ENVS = ("half_cheetah/dynamics", "ant/dynamics")
@@ -22,9 +22,9 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
     def lines(env: str) -> dict[str, Members]:
         best = {n: {key: tuned_rate(scale, out, env, n, n, rates, key)} for n, (key, rates) in GRIDS.items()}
-        return {name: line(scale, env, name, name, **value) for name, value in best.items()}
+        return {name: over(scale, env, name, name, adapt_steps=1, **value) for name, value in best.items()}
 
-    study(scale, out, envs, lines, "dynamics")
+    study(scale, out, envs, lines, "dynamics", panels=(EVALUATED,))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,7 @@ Above: each round's own clients. Below: evaluations between rounds (at the paper
 
 from pathlib import Path
 
-from experiments.common import SELECTED, Scale, best_server_rate, configure, main, over, study
-
-PANELS = (
-    SELECTED,
-    ("eval/return/adapt_1", "evaluated clients, after one step"),
-)
+from experiments.common import EVALUATED, SELECTED, Scale, best_server_rate, configure, main, over, study
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
@@ -25,7 +20,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
         values = best_server_rate(scale, env) | {"adapt_steps": 1}
         return {shares[m]: over(scale, env, f"clients_per_round={m}", clients_per_round=m, **values) for m in sizes}
 
-    study(scale, out, envs, lines, "fig4", panels=PANELS)
+    study(scale, out, envs, lines, "fig4", panels=(SELECTED, EVALUATED))
 
 
 if __name__ == "__main__":

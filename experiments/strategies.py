@@ -5,7 +5,7 @@ python -m experiments.strategies --scale laptop [--out DIR] [--envs ENV ...]
 
 from pathlib import Path
 
-from experiments.common import Scale, line, main, study, tuned_rate
+from experiments.common import EVALUATED, Scale, main, over, study, tuned_rate
 from experiments.table1 import RATES
 
 STRATEGIES = ("fmrl", "meta_sgd", "reptile")
@@ -16,9 +16,9 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
     def lines(env: str):
         best = {name: tuned_rate(scale, out, env, name, name, RATES) for name in STRATEGIES}
-        return {name: line(scale, env, name, name, server_lr=rate) for name, rate in best.items()}
+        return {name: over(scale, env, name, name, server_lr=rate, adapt_steps=1) for name, rate in best.items()}
 
-    study(scale, out, envs, lines, "strategies")
+    study(scale, out, envs, lines, "strategies", panels=(EVALUATED,))
 
 
 if __name__ == "__main__":

@@ -125,8 +125,13 @@ def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypat
 @pytest.mark.parametrize("module", [ant, curvature, dynamics, efficiency, servers, strategies])
 def test_a_studys_lines_have_one_budget_and_differ(module, scale, tmp_path, monkeypatch):
     """Nothing is run: the members of every line, at every scale."""
-    seen = {}
-    monkeypatch.setattr(module, "study", lambda scale, out, envs, lines, *_, **__: seen.update(lines(envs[0])))
+    seen, panels = {}, [common.SELECTED]
+
+    def study(scale, out, envs, lines, *_, **options):
+        seen.update(lines(envs[0]))
+        panels[:] = options.get("panels", panels)
+
+    monkeypatch.setattr(module, "study", study)
     monkeypatch.setattr(
         module, "tuned_rate", lambda scale, out, env, label, name, rates, *_, **__: rates[0], raising=False
     )
@@ -137,6 +142,10 @@ def test_a_studys_lines_have_one_budget_and_differ(module, scale, tmp_path, monk
     assert all(c.env == env and name.startswith(f"{env}/") for name, c in members.items())
     budgets = {common.env_steps(c) for c in members.values()}
     assert max(budgets) <= 2 * min(budgets) or not common.SCALES[scale].matched
+    if common.SELECTED in panels:  # or the figure would lack lines
+        assert {c.algorithm for c in members.values()} <= {"fmrl", "per_fedavg", "meta_sgd"}
+    if common.EVALUATED in panels:
+        assert all(c.eval_every for c in members.values())
 
 
 @pytest.mark.parametrize("scale", ["tiny", "laptop"])
