@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import (
+    agreement,
     ant,
     common,
     curvature,
@@ -169,3 +170,26 @@ def test_the_paper_scale_is_the_published_one():
     assert common.configure(scale, "ditto", ENV, **table1.chosen(scale, ENV, "ditto", None)).local_lr == 0.01
     assert common.configure(scale, "fmrl", ENV).server_lr == 0.0005
     assert common.env_steps(common.configure(scale, "fmrl", ENV)) == 160_000_000
+
+
+def test_changes_agree_as_their_signal_and_noise_say():
+    """Against the closed form: E cos = s^2 / (s^2 + v d) for unit signals and noise, to first order in large d."""
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(3, 1, 4000)) * 2.0
+    found = agreement.agreement(signal + rng.normal(size=(3, 20, 4000)))
+    assert found["cosine"] == pytest.approx(4 / 5, abs=0.01)
+    assert found["median_norm"] == pytest.approx(np.sqrt(5 * 4000), rel=0.02)
+
+
+def test_the_agreement_of_a_runs_changes_is_that_of_its_clients(table):
+    """From the saved parameters, which training has moved; every replica has episodes of its own."""
+    path = table / ENV / "fmrl" / "seed0"
+    config = rundir.read_config(path)
+    shared, step = agreement.restored(config, path, None)
+    assert step == config.rounds
+    vectors = agreement.changes(config, shared)
+    assert vectors.shape[:2] == (8, agreement.REPLICAS)
+    assert np.isfinite(vectors).all() and len(np.unique(vectors[..., 0])) == vectors.shape[0] * vectors.shape[1]
+    initial, _ = agreement.restored(config, path, 0)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), shared, initial))
+    assert max(moved) > 0

@@ -1,0 +1,83 @@
+"""How much of a client's change is signal: do its changes from independent episodes point the same way?
+
+python -m experiments.agreement RUN [--step N]
+
+RUN: a run of FMRL with checkpoints. --step: one of its saved rounds, 0 for the initial parameters; without it the
+newest. For the first CLIENTS clients and each line of experiments.curvature, REPLICAS changes from the same parameters,
+every one from episodes of its own, before any clip: the mean cosine of two changes of a client (1: no noise, 0: noise
+alone) and their norm.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from experiments.curvature import LINES
+from fedjax_rl import build, checkpoint, rundir
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.types import Tree
+
+CLIENTS = 8
+REPLICAS = 8
+
+
+def restored(config: Config, run: Path, step: int | None) -> tuple[Tree, int]:
+    """The server's model after round `step`, and that round."""
+    made = build.make_run(config)
+    if step == 0:
+        return build.initial_state(made).server.shared, 0
+    like = build.abstract_state(made)
+    like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=())
+    found = checkpoint.restore(run / rundir.CHECKPOINTS, like, print, step, part=True)
+    return found.state.server.shared, found.step
+
+
+def changes(config: Config, shared: Tree) -> np.ndarray:
+    """Changes [CLIENTS, REPLICAS, parameters] of the first clients, each from episodes of its own."""
+    run = build.make_run(config)
+    clients = min(CLIENTS, config.num_clients)
+    tasks = jax.tree.map(lambda x: x[:clients], build.initial_state(run).tasks)
+
+    def change(task, key):
+        upload, _, _ = run.algorithm.client_update(shared, (), task, key)
+        return ravel_pytree(upload.message)[0]
+
+    keys = jax.random.split(jax.random.key(config.seed + 1), (clients, REPLICAS))
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(change, in_axes=(None, 0))))(tasks, keys))
+
+
+def agreement(vectors: np.ndarray) -> dict[str, float]:
+    """Of vectors [n, R, d]: the mean cosine of two of the R, and the median and largest norm."""
+    norms = np.linalg.norm(vectors, axis=-1)
+    unit = vectors / norms[..., None]
+    pairs = np.triu_indices(vectors.shape[1], 1)
+    cosines = (unit @ unit.swapaxes(1, 2))[:, *pairs]
+    return {"cosine": float(cosines.mean()), "median_norm": float(np.median(norms)), "max_norm": float(norms.max())}
+
+
+def main() -> None:
+    """The command line: a table on the terminal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--step", type=int, help="a saved round, 0 for the initial parameters (default: the newest)")
+    args = parser.parse_args()
+    try:
+        config = rundir.read_config(args.run)
+        if config.algorithm != "fmrl":
+            parser.error(f"{args.run} is a run of {config.algorithm}: choose one of fmrl")
+        shared, step = restored(config, args.run, args.step)
+    except (ConfigError, checkpoint.NoCheckpoint) as error:
+        parser.error(str(error))
+    found = {label: agreement(changes(replace(config, **values), shared)) for label, values in LINES.items()}
+    print(f"{config.env}, seed {config.seed}, after round {step}: {CLIENTS} clients, {REPLICAS} changes each\n")
+    print("| | cosine of two changes | norm, median | largest |\n|---|---|---|---|")
+    for label, row in found.items():
+        print(f"| {label} | {row['cosine']:.3f} | {row['median_norm']:.4f} | {row['max_norm']:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
