@@ -254,9 +254,10 @@ def study(
         for label, some in by_label.items():
             columns = _columns(out, some)
             scores.setdefault(env, {})[label] = columns
-            rates = sorted({getattr(c, "server_lr", 0.0) for c in some.values()})
+            rates = sorted({c.server_lr for c in some.values() if hasattr(c, "server_lr")})
             figures = [over_seeds(column) if len(column) == len(some) else "diverged" for column in columns.values()]
-            text.append(f"| {label} | {', '.join(f'{rate:g}' for rate in rates)} | " + " | ".join(figures) + " |")
+            row = (f"| {label}", ", ".join(f"{rate:g}" for rate in rates) or "-", *figures)
+            text.append(" | ".join(row) + " |")
         text.append("")
     (out / f"{name}.md").write_text("\n".join(text))
     (out / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n")
