@@ -8,20 +8,22 @@ from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
 
-OPEN_ENV_PREFIX = "brax/"  # any environment of Brax, checked when it is made
-
 
 class ConfigError(ValueError):
     """A mistake of the person who typed the configuration: one line, no traceback, exit code 2."""
 
 
 class Rule(NamedTuple):
-    """The legal values of one field: a closed range (low excluded if `above`), or a list of names."""
+    """The legal values of one field: a closed range (low excluded if `above`), or a list of names.
+
+    prefix: what a name may begin with that is not on the list and is checked where it is used; "" for none.
+    """
 
     low: float | None = None
     high: float | None = None
     above: bool = False
     choices: tuple[str, ...] | None = None
+    prefix: str = ""
 
     def __str__(self) -> str:
         if self.choices:
@@ -34,9 +36,9 @@ def number(default: Any, low: float, high: float, *, above: bool = False) -> Any
     return field(default=default, metadata={"rule": Rule(low, high, above)})
 
 
-def name(default: str, *choices: str) -> Any:
-    """A field that takes one of a few names."""
-    return field(default=default, metadata={"rule": Rule(choices=choices)})
+def name(default: str, *choices: str, prefix: str = "") -> Any:
+    """A field that takes one of a few names, or any with the prefix."""
+    return field(default=default, metadata={"rule": Rule(choices=choices, prefix=prefix)})
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:
@@ -61,7 +63,7 @@ def checked(key: str, value: Any, item: Any) -> Any:
 
 
 def _checked_name(key: str, value: Any, rule: Rule) -> str:
-    is_open = key == "env" and isinstance(value, str) and value.startswith(OPEN_ENV_PREFIX)
+    is_open = rule.prefix and isinstance(value, str) and value.startswith(rule.prefix)
     if value in rule.choices or is_open:
         return value
     raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
