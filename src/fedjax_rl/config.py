@@ -38,9 +38,8 @@ class Config:
     algorithm: ClassVar[str] = ""
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
 
-    env: str = name(
-        "half_cheetah/direction", *ENV_NAMES, prefix="brax/"
-    )  # task family, see `fedjax-rl list` (also brax/NAME)
+    # task family, see `fedjax-rl list` (also brax/NAME)
+    env: str = name("half_cheetah/direction", *ENV_NAMES, prefix="brax/")
     backend: str = name("auto", "auto", "native", "mjx")  # physics: native (C MuJoCo, CPU), mjx (on the device) or auto
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]

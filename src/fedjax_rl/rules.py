@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
     def __str__(self) -> str:
         if self.choices:
-            return ", ".join(self.choices)
+            return ", ".join((*self.choices, f"{self.prefix}...") if self.prefix else self.choices)
         return f"more than {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
 
 
