@@ -9,6 +9,8 @@ alone) and their norm.
 """
 
 import argparse
+import functools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,35 +21,32 @@ from jax.flatten_util import ravel_pytree
 from experiments.curvature import LINES
 from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.types import Tree
+from fedjax_rl.simulate import State
 
 CLIENTS = 8
 REPLICAS = 8
 
 
-def restored(config: Config, run: Path, step: int | None) -> tuple[Tree, int]:
-    """The server's model after round `step`, and that round."""
+def restored(config: Config, run: Path, step: int | None) -> State:
+    """The state after round `step` (None: the newest that is saved), before the first round for 0."""
     made = build.make_run(config)
     if step == 0:
-        return build.initial_state(made).server.shared, 0
-    like = build.abstract_state(made)
-    like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=())
-    found = checkpoint.restore(run / rundir.CHECKPOINTS, like, print, step, part=True)
-    return found.state.server.shared, found.step
+        return build.initial_state(made)
+    say = functools.partial(print, file=sys.stderr)
+    return checkpoint.restore(run / rundir.CHECKPOINTS, build.abstract_state(made), say, step).state
 
 
-def changes(config: Config, shared: Tree) -> np.ndarray:
-    """Changes [CLIENTS, REPLICAS, parameters] of the first clients, each from episodes of its own."""
-    run = build.make_run(config)
-    clients = min(CLIENTS, config.num_clients)
-    tasks = jax.tree.map(lambda x: x[:clients], build.initial_state(run).tasks)
+def changes(config: Config, state: State) -> np.ndarray:
+    """Changes [n, REPLICAS, parameters] of the first n = min(CLIENTS, N) clients, each from episodes of its own."""
+    algorithm = build.make_run(config).algorithm
+    clients, tasks = jax.tree.map(lambda x: x[:CLIENTS], (state.clients, state.tasks))
 
-    def change(task, key):
-        upload, _, _ = run.algorithm.client_update(shared, (), task, key)
+    def change(client, task, key):
+        upload, _, _ = algorithm.client_update(state.server.shared, client, task, key)
         return ravel_pytree(upload.message)[0]
 
-    keys = jax.random.split(jax.random.key(config.seed + 1), (clients, REPLICAS))
-    return np.asarray(jax.jit(jax.vmap(jax.vmap(change, in_axes=(None, 0))))(tasks, keys))
+    keys = jax.random.split(jax.random.key(config.seed + 1), (min(CLIENTS, config.num_clients), REPLICAS))
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(change, in_axes=(None, None, 0))))(clients, tasks, keys))
 
 
 def agreement(vectors: np.ndarray) -> dict[str, float]:
@@ -69,13 +68,15 @@ def main() -> None:
         config = rundir.read_config(args.run)
         if config.algorithm != "fmrl":
             parser.error(f"{args.run} is a run of {config.algorithm}: choose one of fmrl")
-        shared, step = restored(config, args.run, args.step)
+        state = restored(config, args.run, args.step)
     except (ConfigError, checkpoint.NoCheckpoint) as error:
         parser.error(str(error))
-    found = {label: agreement(changes(replace(config, **values), shared)) for label, values in LINES.items()}
-    print(f"{config.env}, seed {config.seed}, after round {step}: {CLIENTS} clients, {REPLICAS} changes each\n")
+    vectors = {label: changes(replace(config, **values), state) for label, values in LINES.items()}
+    clients, replicas, _ = next(iter(vectors.values())).shape
+    print(f"{config.env}, seed {config.seed}, after round {state.round}: {clients} clients, {replicas} changes each\n")
     print("| | cosine of two changes | norm, median | largest |\n|---|---|---|---|")
-    for label, row in found.items():
+    for label, of_line in vectors.items():
+        row = agreement(of_line)
         print(f"| {label} | {row['cosine']:.3f} | {row['median_norm']:.4f} | {row['max_norm']:.4f} |")
 
 
