@@ -132,20 +132,23 @@ def curves(
     everyone = {n: c for by_label in cells.values() for some in by_label.values() for n, c in some.items()}
     run(scale, everyone, out)
     plt = pyplot()
-    size = (4.2 * len(envs), 3.1 * len(panels) + 0.6)
+    size = (4.2 * len(envs) + 2, 3.1 * len(panels) + 0.6)
     figure, axes = plt.subplots(len(panels), len(envs), figsize=size, squeeze=False, sharex="col")
     for j, env in enumerate(envs):
         for i, (key, title) in enumerate(panels):
+            if len(cells[env]) > 10:
+                axes[i][j].set_prop_cycle(color=plt.get_cmap("tab20").colors)
             draw(axes[i][j], out, cells[env], key, by_steps)
             axes[i][j].set_title(f"{env}\n{title}", fontsize=9)
         axes[-1][j].set_xlabel("environment steps [million]" if by_steps else "round")
     axes[0][0].set_ylabel("return of an episode")
-    axes[0][0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    axes[0][-1].legend(handles, labels, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     finish(figure, out / f"{name}.png", footer(scale, everyone, out))
 
 
 def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str, by_steps: bool = False) -> None:
-    """Each seed, and their mean with its 95 % band, where all seeds have a value.
+    """Each seed, and their mean, with its 95 % band from three seeds on, where all seeds have a value.
 
     Training curves are smoothed over 10 rounds.
     """
@@ -163,7 +166,9 @@ def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str, by_steps:
         x = unit * np.array(rounds[width - 1 :])
         [line] = axes.plot(x, stats[:, 0], label=label, lw=1.5, marker="o" if len(x) < 12 else None, ms=3)
         axes.plot(x, smooth.T, color=line.get_color(), lw=0.5, alpha=0.6)
-        axes.fill_between(x, stats[:, 0] - stats[:, 1], stats[:, 0] + stats[:, 1], color=line.get_color(), alpha=0.15)
+        if len(seeds) > 2:  # an interval over two is 12.7 standard errors wide and would hide the lines
+            low, high = stats[:, 0] - stats[:, 1], stats[:, 0] + stats[:, 1]
+            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
     axes.axhline(0, color="black", lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -181,7 +186,8 @@ def pyplot() -> Any:
 def finish(figure: Any, path: Path, note: str) -> None:
     """Write the figure with the line that says what it is worth."""
     width, height = figure.get_size_inches()
-    text = textwrap.fill(f"{note}; thin: each seed; bands and bars: 95 % t-interval over seeds", int(19 * width))
+    note += "; thin: each seed; bands (three seeds or more) and bars: 95 % t-interval over seeds"
+    text = textwrap.fill(note, int(19 * width))
     figure.text(0.01, 0.005, text, fontsize=6, color="#555555", va="bottom")
     figure.tight_layout(rect=(0, 0.12 * (text.count("\n") + 1) / height, 1, 1))
     figure.savefig(path, dpi=130)
