@@ -17,7 +17,7 @@ BASE = {
     "selection": "stratified",
     "max_change_norm": 0.002,
 }
-# Floats share one program; the last three are programs of their own.
+# Floats share one program; the last five are programs of their own.
 CHANGES = {
     "base": {},
     "inner rate .1": {"inner_lr": 0.1},
@@ -28,6 +28,8 @@ CHANGES = {
     "no clip": {"max_change_norm": 0.0},
     "first order": {"order": "first"},
     "uniform cohorts": {"selection": "uniform"},
+    "exact, log": {"surrogate": "log"},
+    "exact, dice": {"surrogate": "dice"},
 }
 
 
