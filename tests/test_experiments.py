@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments import (
     agreement,
@@ -120,6 +121,22 @@ def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypat
     assert scores["exact, log"]["worst"][1] == pytest.approx(after[0])  # of 8 clients the worst tenth is one
     assert scores["exact, log"]["after"][1] == pytest.approx(np.mean(after))
     assert "scale tiny: seeds 0, 1" in (tmp_path / "curvature.md").read_text()
+
+
+@pytest.mark.parametrize("seeds", (2, 3))
+def test_two_seeds_have_no_band_and_three_have_student_ts(seeds, tmp_path):
+    lines = {"a line": common.over(TINY._replace(seeds=tuple(range(seeds))), ENV, "a line")}
+    for seed, name in enumerate(lines["a line"]):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / rundir.METRICS).write_text(json.dumps({"round": 1, common.SELECTED[0]: float(seed)}) + "\n")
+    axes = common.pyplot().figure().subplots()
+    common.draw(axes, tmp_path, lines, common.SELECTED[0])
+    bands = [path.vertices[:, 1] for band in axes.collections for path in band.get_paths()]
+    if seeds == 2:
+        assert not bands
+    else:  # of 0, 1, 2: their standard error is 1 / sqrt(3)
+        half = scipy.stats.t.ppf(0.975, 2) / np.sqrt(3)
+        assert np.allclose((bands[0].min(), bands[0].max()), (1 - half, 1 + half))
 
 
 @pytest.mark.parametrize("scale", common.SCALES)
