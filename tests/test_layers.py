@@ -27,7 +27,10 @@ ALLOWED = {
     "digest": set(),
     "checkpoint": BASE | {"arrays", "digest", "placement"},
     "metrics": BASE,
-    "rules": set(),
+    "exits": set(),
+    "rules": {"exits"},
+    "files": {"exits", "rules"},
+    "output": {"exits"},
     "config": {"rules"},
     "layers": {"config"},
     "presets": {"config"},
@@ -36,7 +39,7 @@ ALLOWED = {
     "render_gif": {"config"},
     "render_html": {"envs"},
     "plot": {"config", "groups", "metrics"},
-    "report": {"command_options", "groups", "metrics", "plot"},
+    "report": {"command_options", "groups", "metrics", "output", "plot"},
 }
 ONLY_IN = {
     "mujoco": ("envs/physics/", "render_gif.py", "bench/"),

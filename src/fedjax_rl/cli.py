@@ -1,12 +1,15 @@
 """The command `fedjax-rl`. Imports no jax until a command needs it, so that help and mistakes are answered at once."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_rl import exits, output
 from fedjax_rl.config import ConfigError, nearest
+from fedjax_rl.files import explain
 
 HELP = """usage: fedjax-rl COMMAND [options]
 
@@ -25,8 +28,8 @@ commands:
   list                algorithms, environments, presets and server optimizers
 
 fedjax-rl COMMAND --help shows every option with its default.
-exit codes: 0 ok, 1 cannot write, 2 usage or configuration, 3 diverged, 4 no usable checkpoint,
-            130/143 interrupted (saved)
+exit codes: 0 done, 1 cannot read or write, 2 usage or configuration, 3 diverged, 4 no usable checkpoint,
+            5 nobody was heard, 6 another process is lost, 128 + a signal's number: ended by it (saved)
 """
 
 
@@ -37,8 +40,8 @@ def _train(argv: Sequence[str]) -> int:
     if options.print_config:
         from fedjax_rl.layers import to_toml
 
-        print(to_toml(config), end="")
-        return 0
+        output.result(to_toml(config).rstrip())
+        return exits.DONE
     from fedjax_rl import rundir
 
     _start(options, config.backend, options.out)
@@ -129,8 +132,8 @@ def _start(options: Any, backend: str, directory: Path | None) -> None:
 
 
 def _no_checkpoint(path: object) -> int:
-    print(f"fedjax-rl: {path} holds no checkpoint, so nothing to continue or evaluate", file=sys.stderr)
-    return 4
+    output.inform(f"fedjax-rl: {path} holds no checkpoint, so nothing to continue or evaluate")
+    return exits.NO_CHECKPOINT
 
 
 def _render(argv: Sequence[str]) -> int:
@@ -156,7 +159,7 @@ def _replay(argv: Sequence[str]) -> int:
     options = known.parse_command(known.ReplayOptions, argv, "replay")
     from fedjax_rl.replay import replay
 
-    print(replay(options.dump))
+    output.result(replay(options.dump))
     return 0
 
 
@@ -212,32 +215,47 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code (exits.py); what is known to go wrong is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
-    if argv[0] == "--version":
-        from fedjax_rl import __version__
-
-        print(__version__)
-        return 0
     try:
-        if argv[0] not in COMMANDS:
-            known = ", ".join(COMMANDS)
-            raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; known: {known}")
-        return COMMANDS[argv[0]](argv[1:])
-    except ConfigError as error:
-        print(f"fedjax-rl: {error}", file=sys.stderr)
-        return 2
+        return _run(argv)
+    except exits.Refusal as error:
+        output.inform(f"fedjax-rl: {error}")
+        return error.code
     except SystemExit as stop:  # tyro's help
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print("fedjax-rl: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
+        output.inform("fedjax-rl: interrupted")
+        return exits.SIGNAL + signal.SIGINT
+    except BrokenPipeError:  # whoever read what a command prints has read enough
+        return exits.DONE
+    except OSError as error:
+        output.inform(f"fedjax-rl: {explain(error)}")
+        return exits.CANNOT_WRITE
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        output.result(HELP.rstrip())
+        return exits.DONE
+    if argv[0] == "--version":
+        from fedjax_rl import __version__
+
+        output.result(__version__)
+        return exits.DONE
+    if argv[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise ConfigError(f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; known: {known}")
+    return COMMANDS[argv[0]](argv[1:])
+
+
+def program() -> int:
+    """The command of a process of its own: `main` between streams made fit and streams given up."""
+    output.prepare()
+    code = main()
+    output.settle()
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from fedjax_rl import output
 from fedjax_rl.arguments import MachineOptions, options, parse
 from fedjax_rl.config import CONFIGS, ENV_NAMES, SERVER_NAMES, Config, ConfigError, nearest
 from fedjax_rl.presets import PRESETS
@@ -203,12 +204,13 @@ def show_list(as_json: bool) -> int:
         "server optimizers": list(SERVER_NAMES),
     }
     if as_json:
-        print(json_module.dumps(names))
+        output.result(json_module.dumps(names))
         return 0
+    lines = []
     for title, entries in names.items():
-        print(f"{title}:")
-        for name in entries:
-            print(f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}")
+        lines.append(f"{title}:")
+        lines += [f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}" for name in entries]
+    output.result("\n".join(lines))
     return 0
 
 

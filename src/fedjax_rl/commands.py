@@ -1,12 +1,11 @@
 """What the commands do once their options are known. Importing this imports jax."""
 
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from fedjax_rl import checkpoint, metrics, rundir, runner, scoring
+from fedjax_rl import checkpoint, metrics, output, rundir, runner, scoring
 from fedjax_rl import train as training
 from fedjax_rl.build import Run, abstract_state, make_run
 from fedjax_rl.command_options import EvalOptions, RenderOptions, ReportOptions, ResumeOptions
@@ -49,9 +48,9 @@ def evaluate(options: EvalOptions) -> int:
         return 0
     if options.json:
         record = {"run": str(options.run), "step": restored.step, "clients": options.clients}
-        print(json.dumps({**record, **summary, "returns": returns}))
+        output.result(json.dumps({**record, **summary, "returns": returns}))
     else:
-        print(metrics.table({f"{options.clients} clients, round {restored.step}": summary}))
+        output.result(metrics.table({f"{options.clients} clients, round {restored.step}": summary}))
     return 0
 
 
@@ -128,15 +127,17 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
 
 def _print_result(result: training.Result, directory: Path, minutes: float, as_json: bool) -> None:
     rounds = int(result.state.round)
+    kept = f"it is in {directory / rundir.EVAL}: fedjax-rl report {directory}"
     if as_json:
         record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes}
-        print(json.dumps({**record, **result.summaries}))
+        output.result(json.dumps({**record, **result.summaries}), kept)
         return
     labels = {"eval": "all clients", "eval_new": "new clients"}
-    print(metrics.table({labels[name]: summary for name, summary in result.summaries.items()}))
-    print(f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes")
+    table = metrics.table({labels[name]: summary for name, summary in result.summaries.items()})
+    about = f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes"
+    output.result(f"{table}\n{output.printable(about)}", kept)
 
 
 def _warn(line: str) -> None:
     if not rundir.is_reader():
-        print(line, file=sys.stderr, flush=True)
+        output.inform(line)

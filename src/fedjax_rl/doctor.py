@@ -3,13 +3,13 @@
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_rl import output
 from fedjax_rl.envs import make_env, resolve_backend
 from fedjax_rl.rundir import versions
 
@@ -38,12 +38,14 @@ def doctor(*, as_json: bool) -> int:
     except OSError as error:
         problems.append(f"the current directory cannot be written: {error.strerror}")
     if as_json:
-        print(json.dumps({**found, "problems": problems}))
+        output.result(json.dumps({**found, "problems": problems}))
     else:
-        width = max(map(len, found))
+        width, lines = max(map(len, found)), []
         for key, value in found.items():
-            print(f"{key:<{width}}  {'not installed' if value is None else value}")
-        print("\n".join(problems) or "all is well", file=sys.stderr if problems else sys.stdout)
+            lines.append(f"{key:<{width}}  {'not installed' if value is None else value}")
+        output.result("\n".join([*lines, *([] if problems else ["all is well"])]))
+        for problem in problems:
+            output.inform(problem)
     return 1 if problems else 0
 
 

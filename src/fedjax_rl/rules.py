@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
 
+from fedjax_rl.exits import Refusal
 
-class ConfigError(ValueError):
-    """A mistake of the person who typed the configuration: one line, no traceback, exit code 2."""
+
+class ConfigError(Refusal, ValueError):
+    """A mistake of the person who typed the configuration, or a file that is not what it has to be (exit code 2)."""
 
 
 class Rule(NamedTuple):
