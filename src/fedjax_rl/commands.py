@@ -10,6 +10,7 @@ from fedjax_rl import train as training
 from fedjax_rl.build import Run, abstract_state, make_run
 from fedjax_rl.command_options import EvalOptions, RenderOptions, ReportOptions, ResumeOptions
 from fedjax_rl.config import Config
+from fedjax_rl.numerics import pinned
 from fedjax_rl.progress import Reporter
 from fedjax_rl.report import report
 from fedjax_rl.sweep import halve
@@ -28,6 +29,7 @@ def resume(options: ResumeOptions) -> int:
     return _go(config, options.run, options.json, options.quiet)
 
 
+@pinned()
 def evaluate(options: EvalOptions) -> int:
     """A table of returns at one checkpoint."""
     config = rundir.read_config(options.run)
@@ -54,6 +56,7 @@ def evaluate(options: EvalOptions) -> int:
     return 0
 
 
+@pinned()
 def render(options: RenderOptions) -> int:
     """A GIF or a page of clients before and after adaptation."""
     from fedjax_rl.render import render as write

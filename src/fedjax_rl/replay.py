@@ -13,6 +13,7 @@ from fedjax_rl.arrays import flatten, unflatten
 from fedjax_rl.build import Run, abstract_state, make_run
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.layers import loads, to_toml
+from fedjax_rl.numerics import pinned
 from fedjax_rl.simulate import State
 
 DUMPS = "nan"  # directory of the dumps in a run directory
@@ -33,6 +34,7 @@ def dump(run: Run, config: Config, state: State, client: int, directory: Path) -
     return path
 
 
+@pinned()
 def replay(path: Path) -> str:
     """What happens to the client of a dump when it works alone and nothing is compiled, for people to read."""
     config, number, client, arrays = _read(path)

@@ -3,7 +3,6 @@
 import fcntl
 import functools
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fedjax_rl import host
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.layers import load, loads, to_toml
 
@@ -173,6 +173,8 @@ def describe(seed: int) -> dict[str, Any]:
     """Where a run took place: versions, device, git revision, command line, seed."""
     import jax
 
+    from fedjax_rl.numerics import PRNG
+
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -180,7 +182,8 @@ def describe(seed: int) -> dict[str, Any]:
         **versions(),
         "device": device.device_kind,
         "device_count": jax.device_count(),
-        "cores": os.cpu_count(),
+        "cores": host.cores(),
+        "prng": PRNG,
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
