@@ -14,6 +14,7 @@ from fedjax_rl.command_options import EvalOptions, RenderOptions, ReportOptions,
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCheckpoint
 from fedjax_rl.files import explain
+from fedjax_rl.numerics import pinned
 from fedjax_rl.progress import Reporter
 from fedjax_rl.report import report
 from fedjax_rl.sweep import halve
@@ -39,6 +40,7 @@ def resume(options: ResumeOptions) -> int:
     return _go(config, options.run, options.json, options.quiet)
 
 
+@pinned()
 def evaluate(options: EvalOptions) -> int:
     """A table of returns at one checkpoint."""
     config = rundir.open_run(options.run)
@@ -63,6 +65,7 @@ def evaluate(options: EvalOptions) -> int:
     return 0
 
 
+@pinned()
 def render(options: RenderOptions) -> int:
     """A GIF or a page of clients before and after adaptation."""
     from fedjax_rl.render import render as write
