@@ -27,7 +27,7 @@ ALLOWED = {
     "records": {"rules"},
     "digest": {"files"},
     "signals": {"exits", "output"},
-    "checkpoint": BASE | {"arrays", "digest", "exits", "files", "placement", "rules", "rundir"},
+    "checkpoint": BASE | {"arrays", "digest", "exits", "files", "mending", "placement", "rules", "rundir"},
     "metrics": BASE,
     "exits": set(),
     "host": set(),
