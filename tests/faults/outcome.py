@@ -11,7 +11,7 @@ ENDS = (SURVIVED, REFUSED, LOST, TRACEBACK, SILENT)
 
 
 class Answer(NamedTuple):
-    """What a command did: its exit code (negative: killed by a signal; None: it hung and was ended), what it printed."""
+    """What a command did: its exit code (negative: killed by a signal; None: it hung), and what it printed."""
 
     code: int | None
     out: str
