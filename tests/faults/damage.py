@@ -13,9 +13,8 @@ from faults.outcome import Answer, Case, judge
 from faults.suite import TIMES
 from faults.worker import Worker, each
 
-TINY = (
-    "--preset tiny --episodes 1 --local-steps 1 --new-clients 0 --eval-every 1 --adapt-steps 0 --keep-every 1".split()
-)
+LITTLE = "--preset tiny --episodes 1 --local-steps 1 --new-clients 0 --adapt-steps 0".split()
+TINY = [*LITTLE, "--eval-every", "1", "--keep-every", "1"]
 SMALL = ["fedavg", "--env", "navigation", *TINY]
 RECORDS = ("metrics.jsonl", "eval.jsonl")
 
@@ -136,15 +135,17 @@ def run(worker: Worker, place: Path, base: str, command: str, path: Path | None 
     state = hashlib.sha256(film.read_bytes()).hexdigest() if film.exists() else None
     if command == "resume" and answer.code == 0:
         runs = [place / base] if base == "run" else sorted((place / base).glob("seed=*"))
-        state = [(worker.state(run), [_records(run / name) for name in RECORDS]) for run in runs]
+        state = [(worker.state(run), records_of(run)) for run in runs]
         answer = answer._replace(out="")  # the minutes it took
     if path is None:
         shutil.rmtree(place)
     return Result(answer, state)
 
 
-def _records(path: Path) -> list[str]:
-    return [_without_times(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
+def records_of(run: Path) -> list[str]:
+    """All records of a run as they are compared."""
+    lines = [line for name in RECORDS if (run / name).is_file() for line in (run / name).read_bytes().split(b"\n")]
+    return [_without_times(line) for line in lines if line]
 
 
 def _without_times(line: bytes) -> str:
