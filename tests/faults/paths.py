@@ -1,4 +1,4 @@
-"""Run directories of every name that a file system allows, in every kind of place: trained, and then read by the same name.
+"""Run directories of every name that a file system allows, in every kind of place: trained, then read by that name.
 
 Survived: train, resume, eval and report come to what they come to in a plain directory. Refused: `train` says so in one
 line and has written nothing.
