@@ -116,6 +116,14 @@ def made(worker: Worker, place: Path) -> list:
     return [(worker.state(path), records_of(path)) for path in members]
 
 
+def is_lost(whole: list, came: list) -> bool:
+    """Is a member's state another one, or one of its records nowhere?"""
+    return len(came) != len(whole) or any(
+        state != other or set(records) - set(others)
+        for (state, records), (other, others) in zip(whole, came, strict=True)
+    )
+
+
 def one(worker: Worker, home: Path, plan: Plan, whole: list) -> Case:
     """Start it, send the signal in its phase, go on to the end, compare."""
     place = home / f"{plan.phase}-{plan.number}-{plan.manner}".replace(" ", "_")
@@ -124,16 +132,17 @@ def one(worker: Worker, home: Path, plan: Plan, whole: list) -> Case:
     answer = disturbed(argv, phase, plan, place)
     name = signal.Signals(plan.number).name if plan.number else "no signal"
     resumed = Answer(0, "", "")
-    if not (place / "run").exists():
-        is_whole = True  # nothing was begun
-    else:
+    came = whole  # where nothing was begun, nothing is lost
+    if (place / "run").exists():
         if answer.code != 0:
             resumed = worker.ask(["resume", "run", "--quiet"], place)
-        is_whole = resumed.code == 0 and made(worker, place) == whole
+        came = made(worker, place) if resumed.code == 0 else []
     if is_traceback(answer) or is_traceback(resumed):
         end = TRACEBACK
-    elif not is_whole:
+    elif is_lost(whole, came):
         end = LOST
+    elif came != whole:  # records that the undisturbed run does not have
+        end = SILENT
     elif plan.manner in ("ignored", "in a thread"):
         end = SURVIVED if answer.code == 0 else SILENT
     elif answer.code == 0:  # it had come to its end already
@@ -144,7 +153,7 @@ def one(worker: Worker, home: Path, plan: Plan, whole: list) -> Case:
         early = plan.phase == "start-up" and answer.code == -plan.number
         end = SURVIVED if ended or early else SILENT
     shutil.rmtree(place)
-    said = f"[{answer.code}] {answer.err}\nresume: [{resumed.code}] {resumed.err}"
+    said = f"[{answer.code}] {answer.err}\nresume: [{resumed.code}] {resumed.err}{'; other records' * (came != whole)}"
     return Case(f"ends: {plan.manner}, in {plan.phase}", f"{name}: {' '.join(argv)}", end, said)
 
 
