@@ -106,7 +106,9 @@ def one(worker: Worker, home: Path, plan: Plan, whole: "Result") -> Case:
     before = Content.of(place / plan.base)
     mine = run(worker, place, plan.base, plan.command, path)
     lost = before.lost(Content.of(place / plan.base), plan.command == "resume", mine.answer.err)
-    end = judge(mine.answer, same=mine.same_as(whole), names=[plan.file.name], lost=lost)
+    # an eval.jsonl without its end is that of a run that was not evaluated yet
+    names = [plan.file.name, *(["no final evaluation"] if plan.file.name == "eval.jsonl" else [])]
+    end = judge(mine.answer, same=mine.same_as(whole), names=names, lost=lost)
     what = f"{plan.base}/{plan.file}, then {' '.join(COMMANDS[plan.base, plan.command])}"
     shutil.rmtree(place)
     return Case(f"damage: {plan.damage}", what, end, f"[{mine.answer.code}] {lost} {mine.answer.err}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from faults.damage import LITTLE, records_of
-from faults.outcome import LOST, REFUSED, SURVIVED, Case, is_traceback, judge
+from faults.outcome import LOST, REFUSED, SURVIVED, TRACEBACK, Case, is_traceback, judge
 from faults.worker import Worker, each
 
 TRAIN = ["train", "fedavg", "--env", "navigation", *LITTLE, "--eval-every", "0", "--rounds", "2", "--quiet"]
@@ -155,14 +155,12 @@ def look(worker: Worker, place: Path, argv: list[str], path: str) -> tuple:
 
 def verdict(found: list, whole: list, path: str, place: Path) -> str:
     """What is trained must be usable; what is refused must leave nothing behind."""
-    (answer, _), last = found[0], found[-1][0]
+    answer = found[0][0]
     if answer.code == 0:
-        ends = [judge(a, same=came == wanted, names=[]) for (a, came), (_, wanted) in zip(found, whole, strict=False)]
-        return (
-            SURVIVED
-            if len(found) == 4 and set(ends) == {SURVIVED}
-            else next((end for end in ends if is_traceback(last)), LOST)
-        )
+        if any(is_traceback(a) for a, _ in found):
+            return TRACEBACK
+        usable = [(a.code, came) for a, came in found] == [(a.code, came) for a, came in whole]
+        return SURVIVED if usable else LOST
     left = [p for p in place.rglob("*") if p.is_file()]
     lost = f"left behind: {left[:3]}" if left else ""
     return judge(answer, same=False, names=["--out", "cannot write", repr(path)[1:-1][:40]], lost=lost)
