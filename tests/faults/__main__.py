@@ -4,11 +4,15 @@
 when all families were run.
 """
 
+import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -18,6 +22,7 @@ from faults.outcome import REFUSED, SURVIVED, Case, tally  # noqa: E402
 from fedjax_rl.presets import PRESETS  # noqa: E402
 
 PAGE = HERE.parents[1] / "docs" / "reliability.md"
+HEAD = ("fault", "tried", "survived", "refused", "data lost", "tracebacks", "silent", "minutes")
 FAMILIES = {
     "runs": suite.cases,
     "damage": damage.cases,
@@ -29,7 +34,7 @@ FAMILIES = {
 
 def main(families: Sequence[str]) -> None:
     """Run the families one after the other, saying every case that is neither survived nor refused."""
-    began, lines = time.perf_counter(), []
+    began, lines, total = time.perf_counter(), [], []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         home = Path(directory)
         suite.use_cache(home)
@@ -39,25 +44,27 @@ def main(families: Sequence[str]) -> None:
                 found.append(case)
                 if case.end not in (SURVIVED, REFUSED):
                     print(case, flush=True)
+            total += found
             lines += rows(family, found, (time.perf_counter() - start) / 60)
-            print(*lines[-1:], sep="\n", flush=True)
-    head = ["fault", "tried", "survived", "refused", "data lost", "tracebacks", "silent", "minutes"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines]
-    minutes = (time.perf_counter() - began) / 60
+            print(lines[-1], flush=True)
+    lines = [line(HEAD), "|---" * len(HEAD) + "|", *lines, rows("all", total, (time.perf_counter() - began) / 60)[-1]]
     if tuple(families) == tuple(FAMILIES):
-        publish("python tests/faults", lines)
+        where = f"On {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}:"
+        publish("python tests/faults", [where, "", *lines])
     else:
         print("\n".join(lines))
-    print(f"{minutes:.1f} minutes")
 
 
 def rows(family: str, found: Sequence[Case], minutes: float) -> list[str]:
     """The table's rows: one of each fault, in the order of their first cases, and the family's sum with its minutes."""
-    lines = []
-    for fault in dict.fromkeys(case.fault for case in found):
-        lines.append((fault, *tally([case for case in found if case.fault == fault]), ""))
-    lines.append((f"**{family}**", *tally(found), f"{minutes:.1f}"))
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    faults = dict.fromkeys(case.fault for case in found)
+    parts = [line([fault, *tally([case for case in found if case.fault == fault]), ""]) for fault in faults]
+    return [*parts, line([f"**{family}**", *tally(found), f"{minutes:.1f}"])]
+
+
+def line(cells: Sequence[object]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def soak() -> None:
