@@ -84,8 +84,8 @@ def one(worker: Worker, home: Path, plan: tuple[str, str, str], whole: Result) -
     if unseen and mine.answer.code != whole.answer.code:
         end = SILENT
     said = f"[{mine.answer.code}] {mine.state} {mine.answer.err}"
-    if end == SILENT and same and whole.answer.code == 0:
-        said += f"\n{words(mine.answer.out)}\n{words(whole.answer.out)}"
+    if mine.answer.out and command not in VARIES:
+        said += f" printed otherwise: {sorted(set(words(mine.answer.out)) ^ set(words(whole.answer.out)))}"
     return Case(f"streams: {stream} {state}", " ".join(COMMANDS[command]), end, said)
 
 
