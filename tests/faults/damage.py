@@ -17,12 +17,15 @@ LITTLE = "--preset tiny --episodes 1 --local-steps 1 --new-clients 0 --adapt-ste
 TINY = [*LITTLE, "--eval-every", "1", "--keep-every", "1"]
 SMALL = ["fedavg", "--env", "navigation", *TINY]
 RECORDS = ("metrics.jsonl", "eval.jsonl")
+BESIDE = (*TIMES, "crc32", "final")  # keys of records that may differ between a run and itself
 
 
+# what is said where a file is not known to have been there
+MISSED = {"eval.jsonl": "no final evaluation", "sweep.json": "is not a run directory", "digest.json": "has no digest"}
 STEEP = ["--hidden", "4", "--server", "sgd", "--server-lr", "1000", "--local-lr", "100", "--max-change-norm", "0"]
 BASES: dict[str, list[str]] = {
     "run": ["train", *SMALL, "--rounds", "4"],
-    "sweep": ["sweep", *SMALL, "--rounds", "4", "--seeds", "0:2"],
+    "sweep": ["sweep", *SMALL, "--rounds", "6", "--seeds", "0:2"],
     "steep": ["train", *SMALL, *STEEP, "--rounds", "2", "--nan-dump", "1"],
     "robot": ["train", "fedavg", *TINY, "--rounds", "2", "--backend", "native"],
 }
@@ -67,9 +70,13 @@ def make(worker: Worker, home: Path, bases: Collection[str]) -> None:
     for base in bases:
         answer = worker.ask([*BASES[base], "--out", base], home, 600)
         assert answer.code == 0, answer
-    if "sweep" in bases:  # longer than what was done: as if it had been interrupted
-        plan = home / "sweep" / "sweep.json"
-        plan.write_text(plan.read_text().replace("rounds = 4", "rounds = 6"))
+    for member in (home / "sweep").glob("seed=*"):  # as if it had been killed in its fifth round
+        for name, kept in ((RECORDS[0], 5), (RECORDS[1], 4)):
+            lines = (member / name).read_bytes().splitlines(keepends=True)
+            (member / name).write_bytes(b"".join(lines[:kept]))
+        for step in (5, 6):
+            (member / "ckpt" / f"{step}.digest.json").unlink()
+            shutil.rmtree(member / "ckpt" / str(step))
 
 
 def planned(home: Path, bases: Collection[str]) -> list[Plan]:
@@ -108,8 +115,7 @@ def one(worker: Worker, home: Path, plan: Plan, whole: "Result") -> Case:
     before = Content.of(place / plan.base)
     mine = run(worker, place, plan.base, plan.command, path)
     lost = before.lost(Content.of(place / plan.base), plan.command == "resume", mine.answer.err)
-    # an eval.jsonl without its end is that of a run that was not evaluated yet
-    names = [plan.file.name, *(["no final evaluation"] if plan.file.name == "eval.jsonl" else [])]
+    names = [plan.file.name, *(words for name, words in MISSED.items() if plan.file.name.endswith(name))]
     end = judge(mine.answer, same=mine.same_as(whole), names=names, lost=lost)
     what = f"{plan.base}/{plan.file}, then {' '.join(COMMANDS[plan.base, plan.command])}"
     shutil.rmtree(place)
@@ -155,7 +161,7 @@ def records_of(run: Path) -> list[str]:
 def _without_times(line: bytes) -> str:
     """A record as it is compared: what was the last evaluation becomes one of many when a run goes on from before."""
     try:
-        return json.dumps({key: value for key, value in json.loads(line).items() if key not in (*TIMES, "final")})
+        return json.dumps({key: value for key, value in json.loads(line).items() if key not in BESIDE})
     except (ValueError, AttributeError, RecursionError):
         return repr(line)
 

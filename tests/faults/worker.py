@@ -106,7 +106,8 @@ def remember(module: Any, name: str) -> None:
 
     @functools.wraps(original)
     def call(group, *args, **kwargs):
-        key = repr((group.configs, args, kwargs))
+        given = [value for value in (*args, *kwargs.items()) if "function" not in repr(value)]
+        key = repr((group.configs, given))
         if key not in known:
             known[key] = original(group, *args, **kwargs)
         return known[key]
@@ -119,7 +120,7 @@ def show_state(run: Path) -> int:
     from fedjax_rl import build, checkpoint, rundir
     from fedjax_rl.arrays import state_hash
 
-    like = build.abstract_state(build.make_run(rundir.read_config(run)))
+    like = build.abstract_state(build.make_run(rundir.open_run(run)))
     restored = checkpoint.restore(run / rundir.CHECKPOINTS, like, print)
     print(restored.step, state_hash(restored.state))
     return 0
