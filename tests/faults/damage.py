@@ -18,8 +18,6 @@ TINY = [*LITTLE, "--eval-every", "1", "--keep-every", "1"]
 SMALL = ["fedavg", "--env", "navigation", *TINY]
 RECORDS = ("metrics.jsonl", "eval.jsonl")
 BESIDE = (*TIMES, "crc32", "final")  # keys of records that may differ between a run and itself
-
-
 # what is said where a file is not known to have been there
 MISSED = {"eval.jsonl": "no final evaluation", "sweep.json": "is not a run directory", "digest.json": "has no digest"}
 STEEP = ["--hidden", "4", "--server", "sgd", "--server-lr", "1000", "--local-lr", "100", "--max-change-norm", "0"]
@@ -35,7 +33,7 @@ COMMANDS: dict[tuple[str, str], list[str]] = {
     ("run", "report"): ["report", "run", "--json"],
     ("steep", "replay"): ["replay", "steep/nan/round2-client0.npz"],
     ("sweep", "resume"): ["resume", "sweep", "--quiet"],
-    ("sweep", "report"): ["report", "sweep", "--json"],
+    ("swept", "report"): ["report", "swept", "--json"],
     ("robot", "render"): ["render", "robot", "--out", "film.html"],
 }
 
@@ -55,7 +53,7 @@ def cases(home: Path, only: int | None = None, bases: Collection[str] = BASES) -
     home.mkdir()
     worker = Worker()
     make(worker, home, bases)
-    plans = planned(home, bases)
+    plans = planned(home)
     if only is not None:  # three quarters in the files that people can read, which are the fewer
         draw, binary = random.Random(0), [plan for plan in plans if "default" in plan.file.parts]
         text = [plan for plan in plans if plan not in binary]
@@ -70,6 +68,8 @@ def make(worker: Worker, home: Path, bases: Collection[str]) -> None:
     for base in bases:
         answer = worker.ask([*BASES[base], "--out", base], home, 600)
         assert answer.code == 0, answer
+    if "sweep" in bases:
+        shutil.copytree(home / "sweep", home / "swept")
     for member in (home / "sweep").glob("seed=*"):  # as if it had been killed in its fifth round
         for name, kept in ((RECORDS[0], 5), (RECORDS[1], 4)):
             lines = (member / name).read_bytes().splitlines(keepends=True)
@@ -79,10 +79,10 @@ def make(worker: Worker, home: Path, bases: Collection[str]) -> None:
             shutil.rmtree(member / "ckpt" / str(step))
 
 
-def planned(home: Path, bases: Collection[str]) -> list[Plan]:
+def planned(home: Path) -> list[Plan]:
     """Every file x every damage that can be done to it x every command that reads it, in a fixed order."""
     plans = []
-    for base, command in (pair for pair in COMMANDS if pair[0] in bases):
+    for base, command in (pair for pair in COMMANDS if (home / pair[0]).exists()):
         for file in sorted(p.relative_to(home / base) for p in (home / base).rglob("*") if p.is_file()):
             if reads(base, command, file):
                 content = (home / base / file).read_bytes()
@@ -96,9 +96,9 @@ def reads(base: str, command: str, file: Path) -> bool:
     if command == "replay" or file.parts[0] == "nan":
         return command == "replay" and file.parts[0] == "nan"
     newest = "2" if base == "robot" else "4"
-    parts = file.parts[1:] if base == "sweep" and len(file.parts) > 1 else file.parts
-    if base == "sweep" and file.parts[0].endswith("1"):  # the second member's are as the first's
+    if file.parts[0] == "seed=1":  # the second member's are as the first's
         return False
+    parts = file.parts[1:] if file.parts[0] == "seed=0" else file.parts
     if parts[0] == "ckpt":
         return command != "report" and parts[1] in (newest, f"{newest}.digest.json", f"{int(newest) - 1}.digest.json")
     if command == "render":
