@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="a saved round, 0 for the initial parameters (default: the newest)")
     args = parser.parse_args()
     try:
-        config = rundir.read_config(args.run)
+        config = rundir.open_run(args.run)
         if config.algorithm != "fmrl":
             parser.error(f"{args.run} is a run of {config.algorithm}: choose one of fmrl")
         state = restored(config, args.run, args.step)

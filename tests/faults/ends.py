@@ -137,6 +137,8 @@ def one(worker: Worker, home: Path, plan: Plan, whole: list) -> Case:
         if answer.code != 0:
             resumed = worker.ask(["resume", "run", "--quiet"], place)
         came = made(worker, place) if resumed.code == 0 else []
+        if "it has no config.toml" in resumed.err and "continue with" not in answer.err:
+            came = whole  # it had not begun, and did not say so
     if is_traceback(answer) or is_traceback(resumed):
         end = TRACEBACK
     elif is_lost(whole, came):
@@ -148,8 +150,10 @@ def one(worker: Worker, home: Path, plan: Plan, whole: list) -> Case:
     elif answer.code == 0:  # it had come to its end already
         end = SURVIVED
     else:
-        ended = answer.code == 128 + plan.number and (name in answer.err or "interrupted" in answer.err)
-        # what Python does before the program begins is the default: the shell shows the same code
+        # the shell shows the same code for a process that a signal ended itself: the second one may, and the first one
+        # before the program has begun
+        codes = [128 + plan.number, *([-plan.number] if plan.manner == "twice" else [])]
+        ended = answer.code in codes and (name in answer.err or "interrupted" in answer.err)
         early = plan.phase == "start-up" and answer.code == -plan.number
         end = SURVIVED if ended or early else SILENT
     shutil.rmtree(place)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from fedjax_rl.records import sound
 
 from faults.outcome import LOST, REFUSED, SILENT, SURVIVED, TRACEBACK, Answer, Case, is_traceback
 from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.arrays import state_hash
+from fedjax_rl.records import sound
 
 SMALL = ("--preset", "tiny", "--env", "navigation", "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
 TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s")
