@@ -14,6 +14,7 @@ from fedjax_rl.command_options import EvalOptions, RenderOptions, ReportOptions,
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCheckpoint
 from fedjax_rl.files import explain
+from fedjax_rl.numerics import pinned
 from fedjax_rl.progress import Reporter
 from fedjax_rl.report import report
 from fedjax_rl.sweep import halve
@@ -39,6 +40,7 @@ def resume(options: ResumeOptions) -> int:
     return _go(config, options.run, options.json, options.quiet)
 
 
+@pinned()
 def evaluate(options: EvalOptions) -> int:
     """A table of returns at one checkpoint."""
     config = rundir.open_run(options.run)
@@ -63,6 +65,7 @@ def evaluate(options: EvalOptions) -> int:
     return 0
 
 
+@pinned()
 def render(options: RenderOptions) -> int:
     """A GIF or a page of clients before and after adaptation."""
     from fedjax_rl.render import render as write
@@ -110,7 +113,7 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
     """Train to the end and print the result."""
     reporter, began = Reporter(quiet or rundir.is_reader()), time.perf_counter()
     reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
-    with _continued(directory), signals.heeded():
+    with _continued(directory):
         [result] = runner.run_group([config], [directory], reporter)
     if not rundir.is_reader():
         _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
@@ -120,18 +123,23 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
 @contextmanager
 def _continued(directory: Path) -> Iterator[None]:
     """What ends a training before its time says how to go on."""
-    how = f"continue with: fedjax-rl resume {directory}"
+
+    def how() -> str:
+        is_begun = (directory / rundir.CONFIG).exists() or rundir.is_sweep(directory)
+        return f"continue with: fedjax-rl resume {directory}" if is_begun else "nothing was begun: start again"
+
     try:
-        yield
+        with signals.heeded():
+            yield
     except signals.Interrupted as error:
-        error.args = (f"interrupted ({error}) and saved; {how}",)
+        error.args = (f"interrupted ({error}) and saved; {how()}",)
         raise
     except signals.Stopped as error:
-        error.args = (f"stopped at once ({error}); what was saved before is intact; {how}",)
+        error.args = (f"stopped at once ({error}); what was saved before is intact; {how()}",)
         raise
     except (CannotWrite, OSError) as error:
         reason = explain(error) if isinstance(error, OSError) else error
-        raise CannotWrite(f"{reason}; what was saved before is intact; then {how}") from error
+        raise CannotWrite(f"{reason}; what was saved before is intact; {how()}") from error
 
 
 def _how_heard(runs: Mapping[Path, Config]) -> int:

@@ -18,6 +18,7 @@ from fedjax_rl.build import Run, abstract_state, make_run
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.files import explain
 from fedjax_rl.layers import loads, to_toml
+from fedjax_rl.numerics import pinned
 from fedjax_rl.simulate import State
 
 DUMPS = "nan"  # directory of the dumps in a run directory
@@ -38,6 +39,7 @@ def dump(run: Run, config: Config, state: State, client: int, directory: Path) -
     return path
 
 
+@pinned()
 def replay(path: Path) -> str:
     """What happens to the client of a dump when it works alone and nothing is compiled, for people to read."""
     config, number, client, arrays = _read(path)
@@ -69,6 +71,8 @@ def _read(path: Path) -> tuple[Config, str, str, dict[str, np.ndarray]]:
         with zipfile.ZipFile(path) as file:  # np.load would trust a header, and allocate what it says
             arrays = {name.removesuffix(".npy"): _array(file.read(name)) for name in file.namelist()}
         text, number, client = (str(part) for part in arrays.pop("about"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {explain(OSError(error.errno, error.strerror))}; {hint}") from None
     except (ValueError, KeyError, EOFError, MemoryError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error):

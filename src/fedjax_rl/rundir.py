@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl import digest, exits, output, records
+from fedjax_rl import digest, exits, host, output, records
 from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.files import explain, read_text, write_text
 from fedjax_rl.layers import SEAL, load, loads, to_sealed_toml, to_toml
@@ -278,6 +278,8 @@ def describe(seed: int) -> dict[str, Any]:
     """Where a run took place: versions, device, git revision, command line, seed."""
     import jax
 
+    from fedjax_rl.numerics import PRNG
+
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -285,7 +287,8 @@ def describe(seed: int) -> dict[str, Any]:
         **versions(),
         "device": device.device_kind,
         "device_count": jax.device_count(),
-        "cores": os.cpu_count(),
+        "cores": host.cores(),
+        "prng": PRNG,
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,

@@ -12,6 +12,7 @@ from fedjax_rl import train as training
 from fedjax_rl.build import Group, abstract_state, initial_states, make_group, make_run, static_fields
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.exits import NoCheckpoint
+from fedjax_rl.numerics import pinned
 from fedjax_rl.progress import Reporter
 from fedjax_rl.simulate import State
 
@@ -43,6 +44,7 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path
     return lost
 
 
+@pinned()
 def check(members: Mapping[Path, Config]) -> None:
     """Make every environment that the members need, so that what cannot be made is refused before anything is written.
 
@@ -91,6 +93,7 @@ def together(members: Mapping[Path, Config]) -> list[list[Path]]:
     return list(groups.values())
 
 
+@pinned()
 def run_group(
     configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter
 ) -> list[training.Result | None]:

@@ -4,6 +4,7 @@ It runs a group, whose members differ in seed and floats; a single run is a grou
 """
 
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,11 @@ def train(
     All members are in the same round; a member that diverges is reported and has no result.
     """
     config = group.run.config
+    is_over = threading.Event()  # from then on all is saved; before, an evaluation left out would be missing for ever
     with signals.heeded() as caught:
-        evaluations = scoring.make_evaluations(group, pause=lambda: stop_if(_agreed(caught)))
+        evaluations = scoring.make_evaluations(group, pause=lambda: stop_if(is_over.is_set() and _agreed(caught)))
         states, alive = _rounds(group, program, states, directories, reporter, evaluations, caught)
+        is_over.set()
         results: list[Result | None] = []
         count = config.final_clients or config.num_clients
         reporter.say(f"evaluating {count} clients and {config.new_clients} new ones")
