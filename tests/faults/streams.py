@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from faults import damage
-from faults.outcome import LOST, SILENT, Answer, Case, judge
+from faults.outcome import Answer, Case, judge
 from faults.worker import Worker, each
 
 SHORT = ["--preset", "tiny", "--env", "navigation", "--episodes", "1", "--local-steps", "1", "--rounds", "2"]
@@ -43,7 +43,9 @@ COMMANDS: dict[str, list[str]] = {
 MAKES = {"train": "new", "sweep": "new/seed=1", "resume": "run"}  # the run that is trained
 PRINTS = ("eval", "replay", "report", "bench", "doctor", "list", "--help", "train --help")  # and does nothing else
 VARIES = ("bench", "doctor", "train --help")  # measures, or is laid out for its width
-STATES = ("closed", "full", "a pipe without a reader", "ASCII", "a terminal of 20 columns")
+UNPRINTABLE = ("closed", "full", "a pipe without a reader")
+STATES = (*UNPRINTABLE, "ASCII", "a terminal of 20 columns")
+HUNG_S = 120.0
 NARROW = struct.pack("HHHH", 24, 20, 0, 0)
 
 
@@ -72,17 +74,13 @@ def one(worker: Worker, home: Path, plan: tuple[str, str, str], whole: Result) -
     """One command, one stream, one state of it."""
     command, stream, state = plan
     mine = run(worker, home, plan)
-    unseen = stream == "stderr" and state in STATES[:3]
-    same = mine.answer.code == whole.answer.code and mine.state == whole.state
-    if stream == "stdout" and state in STATES[:3]:  # nothing can be printed
-        end = judge(mine.answer, same=same and command in PRINTS and "pipe" in state, names=["printed"])
-    else:
-        same &= command in VARIES or words(mine.answer.out) == words(whole.answer.out)
-        end = judge(mine.answer, same=same, names=[])
-    if mine.state != whole.state:
-        end = LOST
-    if unseen and mine.answer.code != whole.answer.code:
-        end = SILENT
+    same, names = mine.answer.code == whole.answer.code, []
+    if stream == "stdout" and state in UNPRINTABLE:
+        same, names = same and command in PRINTS and "pipe" in state, ["printed"]
+    elif command not in VARIES:
+        same = same and words(mine.answer.out) == words(whole.answer.out)
+    lost = "" if mine.state == whole.state else "what was trained is not what it is undisturbed"
+    end = judge(mine.answer, same=same, names=names, lost=lost)
     said = f"[{mine.answer.code}] {mine.state} {mine.answer.err}"
     if mine.answer.out and command not in VARIES:
         said += f" printed otherwise: {sorted(set(words(mine.answer.out)) ^ set(words(whole.answer.out)))}"
@@ -137,7 +135,7 @@ def launch(argv: list[str], place: Path, stream: str, state: str) -> Answer:
     for number in files.values():
         os.close(number)
     try:
-        code = process.wait(timeout=300)
+        code = process.wait(HUNG_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
