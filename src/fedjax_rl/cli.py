@@ -1,13 +1,14 @@
 """The command `fedjax-rl`. Imports no jax until a command needs it, so that help and mistakes are answered at once."""
 
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl import exits, output
+from fedjax_rl import exits, lifeline, output
 from fedjax_rl.config import ConfigError, nearest
 from fedjax_rl.files import explain
 
@@ -44,7 +45,8 @@ def _train(argv: Sequence[str]) -> int:
         return exits.DONE
     from fedjax_rl import rundir
 
-    _start(options, config.backend, options.out)
+    _meet("train", options, options.out)
+    _start("train", options, config, options.out)
     directory = options.out or rundir.default_path(config)
     rundir.refuse_existing(directory)
     from fedjax_rl.commands import train
@@ -62,7 +64,8 @@ def _sweep(argv: Sequence[str]) -> int:
     times = sum(argument.split("=")[0] == "--grid" for argument in argv)
     if times > 1 or (times and not options.grid):
         raise ConfigError("--grid: give it once, with one or more keys: --grid server_lr=1e-3,2e-3 order=first,second")
-    _start(options, config.backend, options.out)
+    _meet("sweep", options, options.out)
+    _start("sweep", options, config, options.out)
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)
     members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
@@ -78,18 +81,19 @@ def _resume(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     options = known.parse_command(known.ResumeOptions, argv, "resume")
+    _meet("resume", options, options.run)
     if rundir.is_sweep(options.run):
         if options.rounds is not None:
             raise ConfigError(f"{options.run} is a sweep, whose rounds are fixed; resume one of its runs with --rounds")
         members, halvings = rundir.read_sweep(options.run)
-        _start(options, next(iter(members.values())).backend, options.run)
+        _start("resume", options, next(iter(members.values())), options.run)
         from fedjax_rl import commands
 
         return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
     config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
     if not rundir.has_checkpoint(options.run) and rundir.should_have_saved(options.run, config):
         return _no_checkpoint(options.run)
-    _start(options, config.backend, options.run)
+    _start("resume", options, config, options.run)
     from fedjax_rl.commands import resume
 
     return resume(options)
@@ -100,19 +104,20 @@ def _eval(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     options = known.parse_command(known.EvalOptions, argv, "eval")
+    _meet("eval", options, options.run)
     config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
     if options.adapt_lr and config.algorithm == "meta_sgd":
         raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
     if not rundir.has_checkpoint(options.run):
         return _no_checkpoint(options.run)
-    _start(options, options.backend or config.backend, options.run)
+    _start("eval", options, config, options.run)
     from fedjax_rl.commands import evaluate
 
     return evaluate(options)
 
 
-def _start(options: Any, backend: str, directory: Path | None) -> None:
-    """Where compiled programs are kept, and the other processes of the run; before jax touches a device."""
+def _meet(command: str, options: Any, directory: Path | None) -> None:
+    """Where compiled programs are kept, and the other processes of the run; before jax is imported."""
     if options.no_cache:
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     else:
@@ -122,11 +127,48 @@ def _start(options: Any, backend: str, directory: Path | None) -> None:
         return
     if directory is None:
         raise ConfigError("--coordinator needs --out: all processes must name the same directory, which all can see")
+    place = (options.coordinator, options.num_processes, options.process_id, None)
+    if options.coordinator == "auto":
+        from fedjax_rl.placement import ask_cluster
+
+        place = ask_cluster(options.join_timeout)
+
+    def remedy() -> str:
+        from fedjax_rl import rundir
+
+        is_begun = (directory / rundir.CONFIG).exists() or rundir.is_sweep(directory)
+        return f"resume all of them: fedjax-rl resume {directory}" if is_begun and command != "eval" else lifeline.AGAIN
+
+    lifeline.join(*place, options.join_timeout, remedy, (lambda _: None) if options.quiet else output.inform)
+
+
+NOT_SHARED = {"no_cache", "coordinator", "num_processes", "process_id", "join_timeout", "print_config", "json", "quiet"}
+ELSEWHERE = {"preset", "config", "out", "run"}  # in the configuration that they make, and in the directory
+
+
+def _start(command: str, options: Any, config: Any, directory: Path | None) -> None:
+    """Compare what all processes of the run must share, and start JAX in them; nothing is written or compiled yet."""
+    if options.coordinator is None:
+        return
     from fedjax_rl import placement, rundir
     from fedjax_rl.envs import resolve_backend
 
-    placement.join_processes(options.coordinator, options.num_processes, options.process_id)
-    resolve_backend(backend)
+    given = {key: value for key, value in vars(options).items() if key not in NOT_SHARED | ELSEWHERE}
+    facts = {
+        "command": command,
+        "directory": str(directory.parent.resolve() / directory.name),  # a look at itself might be remembered
+        "algorithm": config.algorithm,
+        **vars(config),
+        **{f"--{key.replace('_', '-')}": value for key, value in given.items()},
+        "Python": platform.python_version(),
+        **rundir.versions(),
+        **placement.settings(),
+    }
+    lifeline.same(facts)
+    if command != "eval":
+        lifeline.same_directory(directory)
+    placement.start_processes()
+    resolve_backend(getattr(options, "backend", None) or config.backend)
     if not placement.is_first():
         rundir.only_read()
 
@@ -221,16 +263,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     except exits.Refusal as error:
         output.inform(f"fedjax-rl: {error}")
+        lifeline.because(str(error))
         return error.code
     except SystemExit as stop:  # tyro's help
         return int(stop.code or 0)
     except KeyboardInterrupt:
         output.inform("fedjax-rl: interrupted")
+        lifeline.because("interrupted")
         return exits.SIGNAL + signal.SIGINT
     except BrokenPipeError:  # whoever read what a command prints has read enough
         return exits.DONE
     except OSError as error:
         output.inform(f"fedjax-rl: {explain(error)}")
+        lifeline.because(explain(error))
         return exits.CANNOT_WRITE
 
 
@@ -252,7 +297,8 @@ def _run(argv: list[str]) -> int:
 def program() -> int:
     """The command of a process of its own: `main` between streams made fit and streams given up."""
     output.prepare()
-    code = main()
+    with lifeline.held():
+        code = lifeline.leave(main())
     output.settle()
     return code
 
