@@ -13,6 +13,7 @@ import tyro
 
 from fedjax_rl import presets
 from fedjax_rl.config import CONFIGS, Config, ConfigError, build, nearest
+from fedjax_rl.exits import CannotWrite
 from fedjax_rl.layers import environment_layer, read_toml
 
 
@@ -81,6 +82,10 @@ def parse(cls: Any, argv: Sequence[str], prog: str, known: Sequence[str], **kwar
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(cls, args=list(argv), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **kwargs)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"the help cannot be printed: {error.strerror}") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -2,13 +2,12 @@
 
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl import exits, lifeline, output
+from fedjax_rl import exits, lifeline, output, signals
 from fedjax_rl.config import ConfigError, nearest
 from fedjax_rl.files import explain
 
@@ -46,12 +45,13 @@ def _train(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     _meet("train", options, options.out)
-    _start("train", options, config, options.out)
-    directory = options.out or rundir.default_path(config)
-    rundir.refuse_existing(directory)
-    from fedjax_rl.commands import train
+    with signals.heeded():
+        _start("train", options, config, options.out)
+        directory = options.out or rundir.default_path(config)
+        rundir.refuse_existing(directory)
+        from fedjax_rl.commands import train
 
-    return train(config, directory, as_json=options.json, quiet=options.quiet)
+        return train(config, directory, as_json=options.json, quiet=options.quiet)
 
 
 def _sweep(argv: Sequence[str]) -> int:
@@ -64,16 +64,16 @@ def _sweep(argv: Sequence[str]) -> int:
     times = sum(argument.split("=")[0] == "--grid" for argument in argv)
     if times > 1 or (times and not options.grid):
         raise ConfigError("--grid: give it once, with one or more keys: --grid server_lr=1e-3,2e-3 order=first,second")
-    _meet("sweep", options, options.out)
-    _start("sweep", options, config, options.out)
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)
     members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
-    rundir.refuse_existing(out)
-    rundir.create_sweep(out, members, options.halvings)
-    from fedjax_rl import commands
+    _meet("sweep", options, options.out)
+    with signals.heeded():
+        _start("sweep", options, config, options.out)
+        rundir.refuse_existing(out)
+        from fedjax_rl import commands
 
-    return commands.sweep(members, out, options.halvings, as_json=options.json, quiet=options.quiet)
+        return commands.new_sweep(members, out, options.halvings, as_json=options.json, quiet=options.quiet)
 
 
 def _resume(argv: Sequence[str]) -> int:
@@ -86,17 +86,18 @@ def _resume(argv: Sequence[str]) -> int:
         if options.rounds is not None:
             raise ConfigError(f"{options.run} is a sweep, whose rounds are fixed; resume one of its runs with --rounds")
         members, halvings = rundir.read_sweep(options.run)
-        _start("resume", options, next(iter(members.values())), options.run)
-        from fedjax_rl import commands
+        with signals.heeded():
+            _start("resume", options, next(iter(members.values())), options.run)
+            from fedjax_rl import commands
 
-        return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
-    config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
-    if not rundir.has_checkpoint(options.run) and rundir.should_have_saved(options.run, config):
-        return _no_checkpoint(options.run)
-    _start("resume", options, config, options.run)
-    from fedjax_rl.commands import resume
+            return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
+    config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
+    rundir.refuse_lost(options.run, config)
+    with signals.heeded():
+        _start("resume", options, config, options.run)
+        from fedjax_rl.commands import resume
 
-    return resume(options)
+        return resume(options)
 
 
 def _eval(argv: Sequence[str]) -> int:
@@ -105,11 +106,11 @@ def _eval(argv: Sequence[str]) -> int:
 
     options = known.parse_command(known.EvalOptions, argv, "eval")
     _meet("eval", options, options.run)
-    config = rundir.read_config(options.run)  # a wrong directory is answered before jax is imported
+    config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
+    options.check(config)
     if options.adapt_lr and config.algorithm == "meta_sgd":
         raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
-    if not rundir.has_checkpoint(options.run):
-        return _no_checkpoint(options.run)
+    rundir.refuse_unsaved(options.run)
     _start("eval", options, config, options.run)
     from fedjax_rl.commands import evaluate
 
@@ -122,7 +123,8 @@ def _meet(command: str, options: Any, directory: Path | None) -> None:
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     else:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "fedjax_rl"))
+        if os.path.isabs(home):  # without a home "~" stays as it is, and would be a directory of that name here
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "fedjax_rl"))
     if options.coordinator is None:
         return
     if directory is None:
@@ -173,19 +175,13 @@ def _start(command: str, options: Any, config: Any, directory: Path | None) -> N
         rundir.only_read()
 
 
-def _no_checkpoint(path: object) -> int:
-    output.inform(f"fedjax-rl: {path} holds no checkpoint, so nothing to continue or evaluate")
-    return exits.NO_CHECKPOINT
-
-
 def _render(argv: Sequence[str]) -> int:
     from fedjax_rl import command_options as known
     from fedjax_rl import rundir
 
     options = known.parse_command(known.RenderOptions, argv, "render")
-    options.check(rundir.read_config(options.run))
-    if not rundir.has_checkpoint(options.run):
-        return _no_checkpoint(options.run)
+    options.check(rundir.open_run(options.run))
+    rundir.refuse_unsaved(options.run)
     if options.out.suffix == ".gif":
         from fedjax_rl import render_gif
 
@@ -267,10 +263,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code
     except SystemExit as stop:  # tyro's help
         return int(stop.code or 0)
+    except signals.Stopped as stop:
+        output.inform(f"fedjax-rl: {stop}")
+        lifeline.because(str(stop))
+        return stop.code
     except KeyboardInterrupt:
         output.inform("fedjax-rl: interrupted")
         lifeline.because("interrupted")
-        return exits.SIGNAL + signal.SIGINT
+        return exits.SIGNAL + signals.INTERRUPT
     except BrokenPipeError:  # whoever read what a command prints has read enough
         return exits.DONE
     except OSError as error:

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 
 from fedjax_rl import output
 from fedjax_rl.envs import make_env, resolve_backend
+from fedjax_rl.host import cores
+from fedjax_rl.numerics import pinned, root_key
 from fedjax_rl.rundir import versions
 
 ENV = "half_cheetah/direction"
 BATCH = 64
 
 
+@pinned()
 def doctor(*, as_json: bool) -> int:
     """Print the findings; exit code 0 when the physics runs and the directory can be written."""
     backend = resolve_backend("auto")  # first: native physics needs a setting that JAX reads with its first device
@@ -24,7 +27,7 @@ def doctor(*, as_json: bool) -> int:
         "python": platform.python_version(),
         **versions(),
         "devices": ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "backend": backend,
     }
     problems = []
@@ -53,7 +56,7 @@ def physics_speed(seconds: float = 1.0) -> float:
     """Environment steps per second of a batch of half-cheetahs at zero action, compilation left out."""
     env = make_env(ENV)
     tasks = jnp.ones(BATCH)
-    keys = jax.random.split(jax.random.key(0), BATCH)
+    keys = jax.random.split(root_key(0), BATCH)
     step = jax.jit(jax.vmap(lambda s, t: env.step(s, jnp.zeros(env.spec.action_size), t)))
     state = jax.block_until_ready(step(jax.jit(jax.vmap(env.reset))(keys, tasks), tasks))
     if not bool(jnp.isfinite(state.obs).all()):

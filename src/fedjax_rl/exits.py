@@ -1,5 +1,7 @@
 """How a command ends: its exit codes, and the exceptions that carry one with the one line that people read."""
 
+from pathlib import Path
+
 DONE, CANNOT_WRITE, USAGE, DIVERGED, NO_CHECKPOINT, UNHEARD, PROCESS_LOST = range(7)
 SIGNAL = 128  # plus the signal's number
 
@@ -27,9 +29,13 @@ class CannotWrite(Refusal):
 
 
 class NoCheckpoint(Refusal):
-    """No step of a run can be used."""
+    """No step of a run can be used; `run` is its directory."""
 
     code = NO_CHECKPOINT
+
+    def __init__(self, message: str, run: Path) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class ProcessLost(Refusal):

@@ -79,7 +79,9 @@ class Lifeline:
             relay.listen(port, self._admit)
         except OSError as error:
             reason = error.strerror or error
-            raise ConfigError(f"--coordinator {self.address}: {reason}; choose another port, in all processes") from None
+            raise ConfigError(
+                f"--coordinator {self.address}: {reason}; choose another port, in all processes"
+            ) from None
         with self.changed:
             self.changed.wait_for(lambda: self.refusal or len(self.peers) == self.count - 1, timeout)
             if self.refusal:

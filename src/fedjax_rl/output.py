@@ -4,6 +4,7 @@ What a person reads is one line a thought: control characters, and characters th
 """
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -43,6 +44,13 @@ class _Stderr(io.TextIOBase):
         return 2 if sys.stderr is None else sys.stderr.fileno()
 
 
+class _Closed(io.TextIOBase):
+    """Standard output where there is none: to print there fails as it fails on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "standard output is closed")
+
+
 stderr = _Stderr()
 
 
@@ -60,8 +68,6 @@ def result(text: str, kept: str = "") -> None:
       CannotWrite: it cannot be printed; `kept` says where else it is.
     """
     try:
-        if sys.stdout is None:
-            raise OSError("standard output is closed")
         try:
             print(text, flush=True)
         except UnicodeEncodeError:
@@ -89,6 +95,10 @@ def prepare() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    if sys.stderr is None:  # what is printed to no file at all goes to standard output
+        sys.stderr = open(os.devnull, "w")
     codecs.register_error("fedjax_rl", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -99,8 +109,7 @@ def settle() -> None:
     """After it: what cannot be flushed is given up here, lest the interpreter end with a code of its own."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 

@@ -98,7 +98,9 @@ def ask_cluster(timeout: int) -> tuple[str, int, int, Any]:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     found = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, timeout)
     if None in found[:3]:
-        raise ConfigError("--coordinator auto: no cluster that JAX knows; give HOST:PORT, --num-processes, --process-id")
+        raise ConfigError(
+            "--coordinator auto: no cluster that JAX knows; give HOST:PORT, --num-processes, --process-id"
+        )
     return found
 
 
@@ -133,17 +135,8 @@ def start_processes() -> None:
 
 
 def settings() -> dict[str, Any]:
-    """What of JAX's settings decides numbers, or the program that all processes run together."""
-    names = (
-        "jax_platforms",
-        "jax_enable_x64",
-        "jax_default_prng_impl",
-        "jax_threefry_partitionable",
-        "jax_default_matmul_precision",
-        "jax_disable_jit",
-        "jax_debug_nans",
-        "jax_cpu_collectives_implementation",
-    )
+    """What of JAX's settings may decide numbers or how processes talk, and is not pinned (numerics.py)."""
+    names = ("jax_platforms", "jax_default_matmul_precision", "jax_cpu_collectives_implementation")
     flags = os.environ.get("XLA_FLAGS", "").split()
     local = ("--xla_dump", "--xla_force_host_platform_device_count")  # each process may have its own
     return {

@@ -19,6 +19,7 @@ from fedjax_rl.command_options import RenderOptions
 from fedjax_rl.envs import Env
 from fedjax_rl.envs.mujoco_env import load_asset
 from fedjax_rl.files import write_new
+from fedjax_rl.numerics import root_key
 from fedjax_rl.rl.policies import Policy, gaussian_mlp
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.types import Array, Key, Params, Task
@@ -71,7 +72,7 @@ def make_film(env: Env, policy: Policy) -> Callable[[Params, Task, Key], tuple[A
     the policy is shown the part that is its own. An episode that is over stays where it ended.
     """
     size = env.spec.observation_size
-    nq = jax.eval_shape(env.reset, jax.random.key(0), None).physics.qpos.shape[0]
+    nq = jax.eval_shape(env.reset, root_key(0), None).physics.qpos.shape[0]
     loaded = lambda state: state._replace(obs=jnp.concatenate([state.obs, state.physics.qpos]))
     recording = env._replace(
         reset=lambda key, task: loaded(env.reset(key, task)),

@@ -15,6 +15,9 @@ class ConfigError(Refusal, ValueError):
     """A mistake of the person who typed the configuration, or a file that is not what it has to be (exit code 2)."""
 
 
+FLOAT32_TINY = 2.0**-126  # the smallest number that float32 holds in full and processors do not take for 0
+
+
 class Rule(NamedTuple):
     """The legal values of one field: a closed range (low excluded if `above`), or a list of names.
 
@@ -78,4 +81,6 @@ def _checked_number(key: str, value: Any, rule: Rule, kind: type) -> Any:
         raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}")
     if not (value > rule.low if rule.above else value >= rule.low) or not value <= rule.high:
         raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}; choose a value in that range")
+    if kind is float and 0 < abs(value) < FLOAT32_TINY:
+        raise ConfigError(f"{key} = {value!r}: is 0 to the arithmetic, which is float32; choose 0 or at least 1.2e-38")
     return kind(value)

@@ -1,25 +1,35 @@
 """A run directory: what is in it and who may write there."""
 
+import errno
 import fcntl
 import functools
+import hashlib
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.layers import load, loads, to_toml
+from fedjax_rl import digest, exits, host, output, records
+from fedjax_rl.config import EXECUTION, Config, ConfigError
+from fedjax_rl.files import explain, read_text, write_text
+from fedjax_rl.layers import SEAL, load, loads, to_sealed_toml, to_toml
+from fedjax_rl.records import EVAL, METRICS
 
-CONFIG, ENV, METRICS, EVAL, CHECKPOINTS = "config.toml", "env.json", "metrics.jsonl", "eval.jsonl", "ckpt"
+CONFIG, ENV, CHECKPOINTS, REJECTED = "config.toml", "env.json", "ckpt", "rejected"
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
+KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
+
+REMEDY = f"put it back into {CONFIG}, or train anew with another --out"
 
 _is_reader = False
 
@@ -66,20 +76,20 @@ def create(path: Path, config: Config) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINTS).mkdir(exist_ok=True)
         write_config(path, config)
-        (path / ENV).write_text(json.dumps(describe(config.seed), indent=1) + "\n")
+        write_text(path / ENV, json.dumps(describe(config.seed), indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write the run directory {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot write the run directory {path}: {explain(error)}") from error
 
 
 @_by_the_writer
 def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
     """Make the directory and remember what the sweep was asked to do."""
-    plan = {member.name: to_toml(config) for member, config in members.items()}
+    plan = {"halvings": halvings, "members": {member.name: to_toml(config) for member, config in members.items()}}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / SWEEP).write_text(json.dumps({"halvings": halvings, "members": plan}, indent=1) + "\n")
+        write_text(path / SWEEP, json.dumps({**plan, "sha256": _hash_of(plan)}, indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write the sweep's directory {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot write the sweep's directory {path}: {explain(error)}") from error
 
 
 def is_sweep(path: Path) -> bool:
@@ -88,28 +98,76 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
-    """The members of a sweep, as they were asked for, and its halvings."""
+    """The members of a sweep, as they were asked for, and its halvings.
+
+    Raises:
+      ConfigError: the file is not what was written; a member's name is not one plain name among others.
+    """
+    damaged = ConfigError(f"{path / SWEEP} is damaged; its runs can be resumed one by one")
     try:
-        record = json.loads((path / SWEEP).read_text())
-        texts, halvings = record["members"].items(), record["halvings"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path / SWEEP} is damaged; its runs can be resumed one by one") from None
-    return {path / name: loads(text) for name, text in texts}, halvings
+        plan = json.loads(read_text(path / SWEEP))
+        seal = plan.pop("sha256", None)  # plans of earlier versions have none
+        texts, halvings = plan["members"], plan["halvings"]
+        is_whole = seal in (None, _hash_of(plan)) and type(halvings) is int and 0 <= halvings <= 20
+        is_whole &= bool(texts) and all(isinstance(text, str) and _is_plain(name) for name, text in texts.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged from None
+    if not is_whole:
+        raise damaged
+    return {path / name: loads(text, f"{path / SWEEP}: {name}") for name, text in texts.items()}, halvings
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _hash_of(plan: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 @_by_the_writer
 def write_config(path: Path, config: Config) -> None:
     """Write config.toml, whole or not at all: a run whose values cannot be read, or differ, is refused."""
-    fresh = path / f"{CONFIG}.new"
-    fresh.write_text(to_toml(config))
-    fresh.replace(path / CONFIG)
+    write_text(path / CONFIG, to_sealed_toml(config))
 
 
-def read_config(path: Path) -> Config:
-    """The configuration of a run directory."""
+def open_run(path: Path) -> Config:
+    """The configuration of a run directory, as every command that opens a run takes it.
+
+    Raises:
+      ConfigError: it is no run directory, its config.toml is damaged, or its values are not those of its checkpoints.
+    """
     if not (path / CONFIG).exists():
         raise ConfigError(f"{path} is not a run directory: it has no {CONFIG}")
-    return load(path / CONFIG)
+    text = digest.saved_config(path / CHECKPOINTS)
+    where = f"{path / CONFIG} (its newest checkpoint's digest has another copy of it)" if text else path / CONFIG
+    saved = loads(text, "a checkpoint's configuration") if text else None
+    try:
+        config = load(path / CONFIG)
+    except ConfigError as error:
+        if saved is not None:  # a field that was changed is named rather than a hash
+            refuse_another(_unsealed(path / CONFIG), saved, path, REMEDY)
+        raise ConfigError(str(error).replace(str(path / CONFIG), str(where))) from None
+    if saved is not None:
+        refuse_another(config, saved, path, REMEDY)
+    return config
+
+
+def refuse_another(config: Config | None, saved: Config, path: Path, remedy: str) -> None:
+    """A ConfigError where a run does not have the values that it began with, but for its length and EXECUTION."""
+    names = ("algorithm", *[item.name for item in fields(saved)]) if config is not None else ()
+    for name in names:
+        now, then = getattr(config, name, None), getattr(saved, name)
+        if now != then and name not in EXECUTION | {"rounds"}:
+            raise ConfigError(f"{path} was trained with {name} = {then!r}, not {now!r}; {remedy}")
+
+
+def _unsealed(path: Path) -> Config | None:
+    """The configuration of a file whatever its seal says; None where it cannot be read."""
+    try:
+        return loads(read_text(path).rpartition(SEAL)[0])
+    except ConfigError:
+        return None
 
 
 @contextmanager
@@ -122,56 +180,105 @@ def writer(path: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"{path} is being written by another process; wait for it to end") from error
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ConfigError(f"{path} is being written by another process; wait for it to end") from error
+            # some network file systems have no locks
+            output.inform(f"{path} cannot be locked ({error.strerror}): see that no other process writes there")
         yield
 
 
 @_by_the_writer
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON and flush it; numbers that are not finite become null."""
-    with open(path, "a") as file:
-        file.write(json.dumps(_finite(record)) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; a last line cut off by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None:
+    """Add a record; see `records.append`."""
+    records.append(path, record, sync=sync)
 
 
 @_by_the_writer
-def go_back(path: Path, config: Config, round: int) -> None:
-    """Make the directory what it was after a round, with the configuration that it goes on with."""
+def sync_records(path: Path) -> None:
+    """See a run's metrics on the disk, before the checkpoint that they lead to."""
+    with open(path / METRICS, "ab") as file:
+        os.fsync(file.fileno())
+
+
+@_by_the_writer
+def go_back(path: Path, config: Config, round: int, say: Callable[[str], None]) -> None:
+    """Make the directory what it was after a round, with the configuration that it goes on with.
+
+    A file of records with a fault is set aside, and what is missing in the new one is said.
+    """
     for name in (METRICS, EVAL):
-        forget_after(path / name, round)
+        forget_after(path / name, round, say)
+    evaluated = range(config.eval_every, min(round + 1, config.rounds), config.eval_every) if config.eval_every else ()
+    for name, wanted in ((METRICS, range(1, round + 1)), (EVAL, evaluated)):
+        missing = sorted({*wanted} - {row["round"] for row in records.read(path / name).rows})
+        if missing:
+            say(f"{path / name} lacks {_rounds(missing)}: their records are lost, the run is not")
     (path / DIVERGED).unlink(missing_ok=True)
     write_config(path, config)
 
 
 @_by_the_writer
-def forget_after(path: Path, round: int) -> None:
+def forget_after(path: Path, round: int, say: Callable[[str], None]) -> None:
     """Drop the records past a round, so that a resumed run writes them again exactly once."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["round"] <= round]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
-        temporary.rename(path)
+    if not path.exists():
+        return
+    rows, faults = records.read(path)
+    kept = records.text([row for row in rows if row["round"] <= round])
+    if faults:
+        aside = set_aside(path.parent, path)
+        say(f"{path.parent}: {faults[0]}" + (f" (and {len(faults) - 1} more)" if faults[1:] else "") + f"; see {aside}")
+    if faults or path.read_bytes() != kept.encode():
+        write_text(path, kept)
+
+
+def newest_covered(path: Path, say: Callable[[str], None]) -> int | None:
+    """The step from which a resume makes lost records again; None where the newest step is as good as any.
+
+    Only the newest few steps are looked at: a handful of rounds is made again for the sake of a record, not the run.
+    """
+    newest = digest.steps(path / CHECKPOINTS)[:KEEP]
+    covered = records.read(path / METRICS).covered()
+    step = next((step for step in newest if step <= covered), None)
+    if not newest or step in (None, newest[0]):
+        return None
+    say(f"{path / METRICS} has no sound record of round {covered + 1}: going back to step {step}, to make it again")
+    return step
+
+
+def set_aside(run: Path, *paths: Path) -> Path:
+    """Move what was rejected into the run's REJECTED, under one number; where the first one is now."""
+    home = run / REJECTED
+    home.mkdir(exist_ok=True)
+    taken = {item.name.partition("-")[0] for item in home.iterdir()}
+    number = next(n for n in itertools.count() if str(n) not in taken)
+    for path in paths:
+        if path.exists():
+            path.rename(home / f"{number}-{path.name}")
+    return home / f"{number}-{paths[0].name}"
+
+
+def _rounds(numbers: Iterable[int]) -> str:
+    """'rounds 1 to 3, 7' of the numbers 1, 2, 3, 7."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return "rounds " + ", ".join(f"{low} to {high}" if high > low else str(low) for low, high in parts)
 
 
 @_by_the_writer
 def mark_diverged(path: Path, round: int) -> None:
     """Remember that the run ceased to be finite in a round, so that its sweep does not try it again."""
-    (path / DIVERGED).write_text(json.dumps({"round": round}) + "\n")
+    write_text(path / DIVERGED, json.dumps({"round": round}) + "\n")
 
 
 def describe(seed: int) -> dict[str, Any]:
     """Where a run took place: versions, device, git revision, command line, seed."""
     import jax
+
+    from fedjax_rl.numerics import PRNG
 
     device = jax.devices()[0]
     return {
@@ -180,7 +287,8 @@ def describe(seed: int) -> dict[str, Any]:
         **versions(),
         "device": device.device_kind,
         "device_count": jax.device_count(),
-        "cores": os.cpu_count(),
+        "cores": host.cores(),
+        "prng": PRNG,
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
@@ -198,15 +306,6 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    is_bad = isinstance(value, float) and (value != value or abs(value) == float("inf"))
-    return None if is_bad else value
-
-
 def git_revision() -> str | None:
     here = Path(__file__).parent
     if not any((parent / ".git").exists() for parent in here.parents):
@@ -222,9 +321,22 @@ def git_revision() -> str | None:
 
 def has_checkpoint(path: Path) -> bool:
     """Is there a finished step, good or not? Needs no jax, so that a run without one is refused at once."""
-    return any((path / CHECKPOINTS).glob("*.digest.json"))
+    return bool(digest.steps(path / CHECKPOINTS))
 
 
-def should_have_saved(path: Path, config: Config) -> bool:
-    """Did the run get past its first checkpoint? A run that was killed before it has lost nothing by starting again."""
-    return any(record["round"] > config.save_every for record in read_lines(path / METRICS))
+def refuse_unsaved(path: Path) -> None:
+    """A NoCheckpoint where there is nothing to evaluate."""
+    if not has_checkpoint(path):
+        raise exits.NoCheckpoint(f"{path} holds no checkpoint, so nothing to evaluate", path)
+
+
+def refuse_lost(path: Path, config: Config) -> None:
+    """A NoCheckpoint where a run that got past its first checkpoint has none any more.
+
+    A run that was killed before its first checkpoint has lost nothing by starting again.
+    """
+    past = any(row["round"] > config.save_every for row in records.read(path / METRICS).rows)
+    if not has_checkpoint(path) and (past or records.read(path / EVAL).rows):
+        raise exits.NoCheckpoint(
+            f"{path} holds no checkpoint, so nothing to continue: train anew with another --out", path
+        )

@@ -20,6 +20,7 @@ import jax
 
 from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.arrays import state_hash
+from fedjax_rl.records import sound
 
 SMALL = ("--preset", "tiny", "--env", "navigation", "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
 TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s")
@@ -66,7 +67,7 @@ def new_run(out: Path, rounds: int, *more: str) -> tuple[str, ...]:
 
 def last_hash(run: Path) -> str:
     """The hash of the newest state, verified."""
-    config = rundir.read_config(run)
+    config = rundir.open_run(run)
     like = build.abstract_state(build.make_run(config))
     restored = checkpoint.restore(run / rundir.CHECKPOINTS, like, print)
     assert restored.step == config.rounds, f"{run} ended at {restored.step}"
@@ -75,7 +76,7 @@ def last_hash(run: Path) -> str:
 
 def records(run: Path) -> list[dict]:
     """The metrics without times."""
-    lines = rundir.read_lines(run / rundir.METRICS)
+    lines = sound(run / rundir.METRICS)
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
@@ -129,7 +130,7 @@ def signals(home: Path) -> Outcome:
 def corruptions(home: Path, places: int) -> Outcome:
     """Every file of the newest step deleted, emptied, cut in half, and one bit flipped at so many places."""
     whole, draw, tried, survived = undisturbed(home, 5), random.Random(1), 0, 0
-    like = build.abstract_state(build.make_run(rundir.read_config(whole)))
+    like = build.abstract_state(build.make_run(rundir.open_run(whole)))
     before = state_hash(checkpoint.restore(whole / rundir.CHECKPOINTS, like, print, 4).state)
     names = [p.relative_to(whole) for p in (whole / rundir.CHECKPOINTS / "5").rglob("*") if p.is_file()]
     for name in sorted([*names, Path(rundir.CHECKPOINTS, "5.digest.json")]):
@@ -168,7 +169,8 @@ def repeated(home: Path) -> Outcome:
     code, errors = finish(*new_run(runs[1], 5))
     assert code == 0, errors
     files = [(run / rundir.METRICS).read_text().splitlines() for run in runs]
-    plain = [[json.dumps({k: v for k, v in json.loads(line).items() if k not in TIMES}) for line in f] for f in files]
+    names = (*TIMES, "crc32")
+    plain = [[json.dumps({k: v for k, v in json.loads(line).items() if k not in names}) for line in f] for f in files]
     equal = plain[0] == plain[1] and last_hash(runs[0]) == last_hash(runs[1])
     return Outcome(1, int(equal), int(not equal))
 
@@ -200,7 +202,7 @@ def engines(home: Path) -> Outcome:
         out, errors = process.communicate(timeout=600)
         ours, theirs = (
             r["eval/return/adapt_0"] if "eval/return/adapt_0" in r else {"mean": r["mean"][0], "ci95": r["ci95"][0]}
-            for r in (rundir.read_lines(run / rundir.EVAL)[-1], json.loads(out))
+            for r in (sound(run / rundir.EVAL)[-1], json.loads(out))
         )
         # the same draws; contacts amplify rounding, so that returns agree as two samples of one mean do
         survived += abs(ours["mean"] - theirs["mean"]) < ours["ci95"] + theirs["ci95"]

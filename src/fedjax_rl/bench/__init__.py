@@ -12,6 +12,7 @@ from typing import Any
 from fedjax_rl import output
 from fedjax_rl.bench.rows import Row
 from fedjax_rl.files import write_new
+from fedjax_rl.numerics import pinned
 
 WHERE = {
     "physics": "physics",
@@ -26,6 +27,7 @@ WHERE = {
 FACTS = ("versions", "device", "devices", "cores", "git")
 
 
+@pinned()
 def bench(name: str, env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """The rows of one benchmark."""
     measure: Callable[..., list[Row]] = getattr(import_module(f"fedjax_rl.bench.{WHERE[name]}"), name)
