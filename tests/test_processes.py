@@ -1,4 +1,4 @@
-"""Two processes that differ, or of which one is missing or killed; tests/faults/processes.py has all ways and phases."""
+"""Two processes that differ, or of which one is missing or killed; faults/processes.py has all ways and phases."""
 
 import pytest
 

@@ -170,7 +170,8 @@ def _start(command: str, options: Any, config: Any, directory: Path | None) -> N
     if command != "eval":
         lifeline.same_directory(directory)
     placement.start_processes()
-    resolve_backend(getattr(options, "backend", None) or config.backend)
+    resolve_backend(getattr(options, "backend", None) or config.backend)  # before any device is touched
+    placement.same_devices()
     if not placement.is_first():
         rundir.only_read()
 

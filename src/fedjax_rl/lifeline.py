@@ -74,14 +74,12 @@ class Lifeline:
 
     def receive(self, timeout: int) -> None:
         """Process 0: wait for all others."""
-        host, port = relay.split(self.address)
+        port = relay.split(self.address)[1]
         try:
             relay.listen(port, self._admit)
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(
-                f"--coordinator {self.address}: {reason}; choose another port, in all processes"
-            ) from None
+            line = f"--coordinator {self.address}: {error.strerror or error}; choose another port, in all processes"
+            raise ConfigError(line) from None
         with self.changed:
             self.changed.wait_for(lambda: self.refusal or len(self.peers) == self.count - 1, timeout)
             if self.refusal:

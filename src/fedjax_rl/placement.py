@@ -98,19 +98,17 @@ def ask_cluster(timeout: int) -> tuple[str, int, int, Any]:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     found = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, timeout)
     if None in found[:3]:
-        raise ConfigError(
-            "--coordinator auto: no cluster that JAX knows; give HOST:PORT, --num-processes, --process-id"
-        )
+        needed = "--coordinator HOST:PORT, --num-processes and --process-id"
+        raise ConfigError(f"--coordinator auto: this is no cluster that JAX knows; give {needed}")
     return found
 
 
 def start_processes() -> None:
-    """Start JAX in processes that have met, before any device is touched, and compare their devices.
+    """Start JAX in processes that have met, before any device is touched.
 
     Who is gone is the lifeline's affair; JAX, which would end the others with a C++ stack, is told to wait for ever.
 
     Raises:
-      ConfigError: the processes' devices are of different kinds.
       ProcessLost: JAX cannot start.
     """
     line = lifeline.joined()
@@ -127,11 +125,18 @@ def start_processes() -> None:
             heartbeat_timeout_seconds=for_ever,
             shutdown_timeout_seconds=for_ever,
         )
-        kind = jax.devices()[0].device_kind
     except RuntimeError as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ProcessLost(f"JAX cannot start in process {line.number} of {line.count}: {reason[0]}") from None
-    lifeline.same({"device": kind})
+
+
+def same_devices() -> None:
+    """Compare the kind of the processes' devices, which decides the last digits.
+
+    Raises:
+      ConfigError: in all of them, when one has another.
+    """
+    lifeline.same({"device": jax.local_devices()[0].device_kind})
 
 
 def settings() -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _is_in(phase: str, pair: "Pair", run: Path) -> bool:
     if phase == "the last evaluation":
         return "evaluating 4 clients" in said
     if phase == "a round":
-        return len(suite.records(run)) > 14 if (run / rundir.METRICS).exists() else False
+        return (run / rundir.METRICS).exists() and (run / rundir.METRICS).read_text().count("\n") > 14
     begun = {p.name.split(".")[0] for p in (run / rundir.CHECKPOINTS).glob("[1-9]*")}
     return any(not (run / rundir.CHECKPOINTS / f"{step}.digest.json").exists() for step in begun)
 
@@ -183,7 +183,7 @@ class Pair:
     def case(
         self, fault: str, what: str, code: int, names: Sequence[str], *, lost: str = "", but: int | None = None
     ) -> Case:
-        """The worst end of the processes (leaving out number `but`): each has to say all `names`, and end with `code`."""
+        """The worst end of the processes but one: each has to say all `names` in one line, and end with `code`."""
         self.codes()
         ends = []
         for number, answer in self.answers.items():
