@@ -165,6 +165,7 @@ def _start(command: str, options: Any, config: Any, directory: Path | None) -> N
         "Python": platform.python_version(),
         **rundir.versions(),
         **placement.settings(),
+        "checkpoints": sorted(step.name for step in (directory / rundir.CHECKPOINTS).glob("*.digest.json")),
     }
     lifeline.same(facts)
     if command != "eval":

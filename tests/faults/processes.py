@@ -26,6 +26,7 @@ def cases(home: Path) -> Iterator[Case]:
     yield from differing(home)
     yield from missing(home)
     yield from killed(home, PHASES, (0, 1))
+    yield from signalled(home)
 
 
 def differing(home: Path, only: Sequence[str] = ()) -> Iterator[Case]:
@@ -94,6 +95,18 @@ def killed(home: Path, phases: Sequence[str], victims: Sequence[int]) -> Iterato
                 if codes != [0, 0] or suite.last_hash(run) != undisturbed(home):
                     case = case._replace(end=LOST, said=f"resumed: {codes}")
             yield case
+
+
+def signalled(home: Path) -> Iterator[Case]:
+    """SIGTERM to one of two, in a round: both end with 143, saved; `resume` gives the undisturbed run's bits."""
+    run = home / "signalled"
+    pair = Pair(home, (*TRAIN, "--out", str(run)), (*TRAIN, "--out", str(run)))
+    pair.when(lambda: _is_in("a round", pair, run))
+    pair.kill(1, signal.SIGTERM)
+    case = pair.case("SIGTERM to one process", "process 1 of 2", 143, ["interrupted (SIGTERM) and saved"])
+    codes = Pair(home, ("resume", str(run)), ("resume", str(run))).codes()
+    is_same = codes == [0, 0] and suite.last_hash(run) == undisturbed(home)
+    yield case if is_same else case._replace(end=LOST, said=f"resumed: {codes}")
 
 
 def _is_in(phase: str, pair: "Pair", run: Path) -> bool:
@@ -189,7 +202,7 @@ class Pair:
         for number, answer in self.answers.items():
             if number == but:
                 continue
-            end = judge(answer, same=False, names=names, lost=lost)
+            end = judge(answer, same=False, names=names, lost=lost, codes=[code])
             lines = [line for line in answer.err.splitlines() if line.startswith("fedjax-rl: ")]
             is_said = len(lines) == 1 and all(name in lines[0] for name in names) and answer.code == code
             ends.append(SILENT if end == REFUSED and not is_said else end)
