@@ -283,7 +283,8 @@ def test_a_changed_plan_is_noticed(swept, tmp_path, capsys):
 
 
 def test_a_run_in_which_nobody_is_heard_is_no_success(tmp_path, capsys):
-    argv = ["train", *SMALL, "--rounds", "3", "--local-lr", "100", "--inner-lr", "100", "--local-steps", "50"]
+    argv = ["train", "fedavg", *SMALL, "--rounds", "3", "--critic", "federated", "--value-coef", "1000"]
+    argv += ["--local-lr", "100", "--local-steps", "50"]  # the value function's error grows beyond all numbers
     code, _out, err = call(capsys, *argv, "--out", tmp_path / "run")
     assert code == exits.UNHEARD
     assert err.count("nobody was heard in round 1") == 1 and "nobody was heard in round 2" not in err
@@ -494,7 +495,7 @@ def test_a_step_that_does_not_read_back_does_not_count(tmp_path, monkeypatch, ca
 
 def test_odd_names_train_and_read_back_or_are_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("a b", "q'\"$*?[]%", "gs:x", "-x", "ä\u0301\u202e", "new\nline", os.fsdecode(b"\xff"), "~"):
+    for name in ("q'\"$*?%", "new\nline", "a[b]", "a\\b", "a|b", os.fsdecode(b"\xff")):
         code, _, err = call(capsys, "train", *SMALL, "--rounds", "1", f"--out={name}")
         assert "Traceback" not in err
         if code:

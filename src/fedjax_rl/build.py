@@ -56,6 +56,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
             env = make_env(config.env, backend=config.backend, observation=config.observation)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        platform()  # refused in one line, where the environment has not asked for a device
     of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
     problem = make_problem(
         env,
@@ -97,7 +98,7 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
             client_opt=client_opt,
             local_steps=config.local_steps,
             inner_lr=of["inner_lr"],
-            client_batch=config.client_batch or (1 if platform() == "cpu" else None),
+            client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
             **own,
         )
 

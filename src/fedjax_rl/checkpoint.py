@@ -37,6 +37,8 @@ __all__ = [
     "steps",
 ]
 
+UNUSABLE = frozenset("[]|\\")  # in a path: patterns, pipelines and another system's separator to the storage library
+
 
 class CannotSave(CannotWrite):
     """A step could not be written; the older ones are as they were."""
@@ -70,21 +72,34 @@ def save(
 
 
 def probe(run: Path) -> None:
-    """See that checkpoints can be kept in a run's directory, which is to be made, before anything is computed for it.
+    """See that checkpoints can be kept in a run's directory, which is to be made, and leave nothing there.
 
     Raises:
-      ConfigError: they cannot; what was made on the way is gone again.
+      ConfigError: they cannot.
     """
     if not is_first():
         return
-    made = next((p for p in (*reversed(run.absolute().parents), run) if not os.path.lexists(p)), None)
+    where = run.absolute()
+    if UNUSABLE & set(str(where)) or not _is_utf8(where):
+        raise ConfigError(
+            f"--out {run}: the storage library can keep no checkpoints below a path with {' '.join(sorted(UNUSABLE))} "
+            "or bytes that are not UTF-8; choose another name"
+        )
+    made = next(path for path in (*reversed(where.parents), where, where / CHECKPOINTS) if not os.path.lexists(path))
     try:
-        _write(run / CHECKPOINTS / "probe", 0, {"x": np.arange(3.0)}, None, "")
-        shutil.rmtree(run / CHECKPOINTS / "probe")
+        _write(where / CHECKPOINTS / "probe", 0, {"x": np.arange(3.0)}, None, "")
     except Exception as error:  # orbax raises whatever its storage layer met
-        shutil.rmtree(made or run / CHECKPOINTS / "probe", ignore_errors=True)
-        reason = explain(error) if isinstance(error, OSError) else str(error).strip().splitlines()[-1:]
+        reason = explain(error) if isinstance(error, OSError) else (str(error).strip().splitlines() or ["?"])[-1][:200]
         raise ConfigError(f"--out {run}: checkpoints cannot be kept there: {reason}; choose another place") from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _write(directory: Path, step: int, state: Any, score: float | None, config: str) -> None:

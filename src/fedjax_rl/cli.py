@@ -45,7 +45,7 @@ def _train(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     _meet("train", options, options.out)
-    with signals.heeded():
+    with signals.heeded(begun=False):
         _start("train", options, config, options.out)
         directory = options.out or rundir.default_path(config)
         rundir.refuse_existing(directory)
@@ -68,7 +68,7 @@ def _sweep(argv: Sequence[str]) -> int:
     grid = sweep.parse_grid(options.grid, config)
     members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
     _meet("sweep", options, options.out)
-    with signals.heeded():
+    with signals.heeded(begun=False):
         _start("sweep", options, config, options.out)
         rundir.refuse_existing(out)
         from fedjax_rl import commands
@@ -86,14 +86,14 @@ def _resume(argv: Sequence[str]) -> int:
         if options.rounds is not None:
             raise ConfigError(f"{options.run} is a sweep, whose rounds are fixed; resume one of its runs with --rounds")
         members, halvings = rundir.read_sweep(options.run)
-        with signals.heeded():
+        with signals.heeded(begun=False):
             _start("resume", options, next(iter(members.values())), options.run)
             from fedjax_rl import commands
 
             return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
     config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
     rundir.refuse_lost(options.run, config)
-    with signals.heeded():
+    with signals.heeded(begun=False):
         _start("resume", options, config, options.run)
         from fedjax_rl.commands import resume
 
@@ -299,6 +299,7 @@ def _run(argv: list[str]) -> int:
 def program() -> int:
     """The command of a process of its own: `main` between streams made fit and streams given up."""
     output.prepare()
+    signals.owns_process = True
     with lifeline.held():
         code = lifeline.leave(main())
     output.settle()

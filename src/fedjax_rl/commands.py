@@ -113,7 +113,7 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
     """Train to the end and print the result."""
     reporter, began = Reporter(quiet or rundir.is_reader()), time.perf_counter()
     reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
-    with _continued(directory), signals.heeded():
+    with _continued(directory):
         [result] = runner.run_group([config], [directory], reporter)
     if not rundir.is_reader():
         _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
@@ -123,18 +123,23 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
 @contextmanager
 def _continued(directory: Path) -> Iterator[None]:
     """What ends a training before its time says how to go on."""
-    how = f"continue with: fedjax-rl resume {directory}"
+
+    def how() -> str:
+        is_begun = (directory / rundir.CONFIG).exists() or rundir.is_sweep(directory)
+        return f"continue with: fedjax-rl resume {directory}" if is_begun else "nothing was begun: start again"
+
     try:
-        yield
+        with signals.heeded():
+            yield
     except signals.Interrupted as error:
-        error.args = (f"interrupted ({error}) and saved; {how}",)
+        error.args = (f"interrupted ({error}) and saved; {how()}",)
         raise
     except signals.Stopped as error:
-        error.args = (f"stopped at once ({error}); what was saved before is intact; {how}",)
+        error.args = (f"stopped at once ({error}); what was saved before is intact; {how()}",)
         raise
     except (CannotWrite, OSError) as error:
         reason = explain(error) if isinstance(error, OSError) else error
-        raise CannotWrite(f"{reason}; what was saved before is intact; then {how}") from error
+        raise CannotWrite(f"{reason}; what was saved before is intact; {how()}") from error
 
 
 def _how_heard(runs: Mapping[Path, Config]) -> int:

@@ -13,6 +13,7 @@ from fedjax_rl.files import read_text
 
 SCHEMA = 1
 ENV_PREFIX = "FEDJAX_RL_"
+LONGEST = 16_384
 SEAL = "# sha256 of what decides the result: "
 
 
@@ -48,6 +49,8 @@ def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
 
 
 def _values(text: str, where: object) -> tuple[str | None, dict[str, Any]]:
+    if len(text) > LONGEST:  # reading some texts takes the square of their length
+        raise ConfigError(f"{where} is not a configuration: it has {len(text):,} signs, at most {LONGEST:,} are read")
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, ValueError) as error:  # a ValueError: a number of more digits than Python reads

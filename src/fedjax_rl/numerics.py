@@ -23,6 +23,7 @@ PINNED = {
     "debug_nans": False,
     "debug_infs": False,
     "disable_jit": False,
+    "transfer_guard": "allow",  # decides no number, but would end a run
 }
 
 
@@ -37,9 +38,9 @@ def root_key(seed: int | jax.Array) -> jax.Array:
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """JAX's settings as the promises want them, in this thread; what is set otherwise is said once."""
+    """JAX's settings as the promises want them, in this thread; says once what it overrules. Also a decorator."""
     found = {name: getattr(jax.config, f"jax_{name}") for name in PINNED}
-    _say(tuple(f"JAX_{name.upper()}={value}" for name, value in found.items() if value != PINNED[name]))
+    _say(tuple(f"JAX_{name.upper()}={value}" for name, value in found.items() if value not in (None, PINNED[name])))
     with ExitStack() as stack:
         for name, value in PINNED.items():
             stack.enter_context(getattr(jax, name)(value))

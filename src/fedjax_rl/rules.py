@@ -4,11 +4,14 @@ Imports neither jax nor mujoco, so that a mistake is answered at once.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
 
 from fedjax_rl.exits import Refusal
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class ConfigError(Refusal, ValueError):
@@ -21,7 +24,8 @@ FLOAT32_TINY = 2.0**-126  # the smallest number that float32 holds in full and p
 class Rule(NamedTuple):
     """The legal values of one field: a closed range (low excluded if `above`), or a list of names.
 
-    prefix: what a name may begin with that is not on the list and is checked where it is used; "" for none.
+    prefix: what a name may begin with that is not on the list; its rest, of letters, digits, _, - and ., is looked up
+    where it is used. "" for none.
     """
 
     low: float | None = None
@@ -68,9 +72,12 @@ def checked(key: str, value: Any, item: Any) -> Any:
 
 
 def _checked_name(key: str, value: Any, rule: Rule) -> str:
-    is_open = rule.prefix and isinstance(value, str) and value.startswith(rule.prefix)
-    if value in rule.choices or is_open:
+    if value in rule.choices:
         return value
+    if rule.prefix and isinstance(value, str) and value.startswith(rule.prefix):
+        if PLAIN_NAME.fullmatch(value, len(rule.prefix)):
+            return value
+        raise ConfigError(f"{key} = {value!r}: only letters, digits, _, - and . may follow {rule.prefix}")
     raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
 
 

@@ -44,6 +44,7 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path
     return lost
 
 
+@pinned()
 def check(members: Mapping[Path, Config]) -> None:
     """Make every environment that the members need, so that what cannot be made is refused before anything is written.
 

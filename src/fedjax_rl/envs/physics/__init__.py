@@ -80,8 +80,9 @@ def platform() -> str:
     try:
         return jax.default_backend()
     except Exception as error:  # a RuntimeError with the reason, or an AssertionError without a word
+        said = str(error).split(" (set JAX_PLATFORMS")[0]
+        reason = next(iter(said.splitlines()), "").rstrip(".") or "it has no device here"
         plugins = [plugin.name for plugin in entry_points(group="jax_plugins")]
-        reason = next(iter(str(error).split(" (set JAX_PLATFORMS")[0].splitlines()), "") or "it has no device here"
         raise ConfigError(
             f"JAX_PLATFORMS={jax.config.jax_platforms}: {reason}; installed for JAX: {', '.join(['cpu', *plugins])}; "
             "set JAX_PLATFORMS=cpu, leave it out, or install what is missing (for NVIDIA: jax[cuda13])"
