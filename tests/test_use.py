@@ -4,10 +4,13 @@ import errno
 import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -324,6 +327,32 @@ def test_a_reader_of_stderr_who_goes_away_ends_no_run(whole, tmp_path):
     assert process.wait() == exits.CANNOT_WRITE  # the result could not be printed; nobody could be told
     assert untimed(tmp_path / "run") == untimed(whole)
     assert len(records.sound(tmp_path / "run/eval.jsonl")) == 1
+
+
+def test_a_terminal_of_twenty_columns_shows_a_bar_and_trains(whole, tmp_path):
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    argv = ["train", *SMALL[:-1], "--rounds", "5", "--out", tmp_path / "run"]
+    process = command(*argv, stdout=subprocess.DEVNULL, stderr=end, env={"TERM": "xterm"})
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # what Linux says when the other end is closed
+        pass
+    assert process.wait() == 0 and b"round" in shown
+    assert untimed(tmp_path / "run") == untimed(whole)
+
+
+def test_a_sweep_whose_report_nobody_reads_says_where_it_is(swept):
+    read, write = os.pipe()
+    process = command("resume", swept, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    os.close(read)
+    err = process.communicate()[1]
+    assert process.returncode == exits.CANNOT_WRITE
+    assert f"the result cannot be printed: Broken pipe; the runs are in {swept}" in err
 
 
 def test_closed_streams_do_no_harm(whole, tmp_path):

@@ -95,7 +95,9 @@ def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: boo
     code = NO_CHECKPOINT if lost else _how_heard({path: config for path, config in left.items() if path not in lost})
     if lost and not any(scoring.finals(path) for path in members):
         return code  # each was named
-    return code if rundir.is_reader() else report(ReportOptions((out,), json=as_json)) or code
+    if not rundir.is_reader():
+        report(ReportOptions((out,), json=as_json), f"the runs are in {out}: fedjax-rl report {out}")
+    return code
 
 
 def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Restored:

@@ -39,7 +39,9 @@ class Reporter:
             return
         columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn()]
         columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
-        self.bar = Progress(*columns, console=Console(file=output.stderr))
+        # without redirection: rich would put itself in the place of sys.stderr, to which our stream writes
+        console = Console(file=output.stderr)
+        self.bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         self.task = self.bar.add_task("", total=total, completed=done, text="")
         self.bar.start()
 

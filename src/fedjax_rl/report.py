@@ -18,8 +18,11 @@ NOTE = (
 )
 
 
-def report(options: ReportOptions) -> int:
-    """Print the tables of all groups, and draw them if a figure is asked for."""
+def report(options: ReportOptions, kept: str = "") -> int:
+    """Print the tables of all groups, and draw them if a figure is asked for.
+
+    `kept` says where the result is if it cannot be printed.
+    """
     groups = gather(options.runs, output.inform)
     if options.figure:
         from fedjax_rl import plot
@@ -36,7 +39,7 @@ def report(options: ReportOptions) -> int:
     else:
         write = {"md": as_markdown, "latex": as_latex}[options.format]
         text = "\n\n".join(write(f"{env}, {CLIENTS[name]} clients", part) for name, part in rows.items())
-    output.result(text)
+    output.result(text, kept)
     return 0
 
 

@@ -289,6 +289,7 @@ def describe(seed: int) -> dict[str, Any]:
         "device_count": jax.device_count(),
         "cores": host.cores(),
         "prng": PRNG,
+        "environ": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_"))},
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
