@@ -50,7 +50,6 @@ SETTINGS = [
     ("debug_infs", True),
     ("disable_jit", True),
     ("transfer_guard", "disallow"),
-    ("transfer_guard", "disallow"),
     ("default_matmul_precision", "bfloat16"),
     ("numpy_rank_promotion", "raise"),
     ("numpy_dtype_promotion", "strict"),
