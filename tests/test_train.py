@@ -18,6 +18,7 @@ from fedjax_rl import (
     commands,
     evaluate,
     exits,
+    mending,
     output,
     records,
     rundir,
@@ -276,7 +277,7 @@ def test_records_past_a_round_and_cut_lines_are_forgotten(tmp_path):
         rundir.append(path, {"round": number, "x": float("nan"), "sys/round_s": 1.0, "sys/env_steps_per_s": 2.0})
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines) + '{"round": 4, "x"')
-    rundir.forget_after(path, 2, pytest.fail)
+    mending.forget(path, lambda row: row["round"] <= 2, pytest.fail)
     assert path.read_text() == "".join(lines[:2])
     assert [row["x"] for row in records.sound(path)] == [None, None]
 

@@ -25,8 +25,11 @@ class MachineOptions:
     coordinator: str | None = None  # several processes: HOST:PORT of the first, or auto (Slurm, TPU pods, GKE)
     num_processes: int | None = None  # how many there are (auto: the cluster tells)
     process_id: int | None = None  # which one this is, from 0 (auto: the cluster tells)
+    join_timeout: int = 60  # how long to wait for the others at the start [s]
 
     def __post_init__(self) -> None:
+        if not 1 <= self.join_timeout <= 86400:
+            raise ConfigError(f"--join-timeout {self.join_timeout}: must be an integer, 1 to 86400 seconds")
         given = (self.num_processes, self.process_id)
         if self.coordinator in (None, "auto"):
             if given != (None, None):

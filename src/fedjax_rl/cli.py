@@ -1,12 +1,13 @@
 """The command `fedjax-rl`. Imports no jax until a command needs it, so that help and mistakes are answered at once."""
 
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl import exits, output, signals
+from fedjax_rl import exits, lifeline, output, signals
 from fedjax_rl.config import ConfigError, nearest
 from fedjax_rl.files import explain
 
@@ -43,8 +44,9 @@ def _train(argv: Sequence[str]) -> int:
         return exits.DONE
     from fedjax_rl import rundir
 
+    _meet("train", options, options.out)
     with signals.heeded(begun=False):
-        _start(options, config.backend, options.out)
+        _start("train", options, config, options.out)
         directory = options.out or rundir.default_path(config)
         rundir.refuse_existing(directory)
         from fedjax_rl.commands import train
@@ -65,8 +67,9 @@ def _sweep(argv: Sequence[str]) -> int:
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)
     members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
+    _meet("sweep", options, options.out)
     with signals.heeded(begun=False):
-        _start(options, config.backend, options.out)
+        _start("sweep", options, config, options.out)
         rundir.refuse_existing(out)
         from fedjax_rl import commands
 
@@ -78,19 +81,20 @@ def _resume(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     options = known.parse_command(known.ResumeOptions, argv, "resume")
+    _meet("resume", options, options.run)
     if rundir.is_sweep(options.run):
         if options.rounds is not None:
             raise ConfigError(f"{options.run} is a sweep, whose rounds are fixed; resume one of its runs with --rounds")
         members, halvings = rundir.read_sweep(options.run)
         with signals.heeded(begun=False):
-            _start(options, next(iter(members.values())).backend, options.run)
+            _start("resume", options, next(iter(members.values())), options.run)
             from fedjax_rl import commands
 
             return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
     config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
     rundir.refuse_lost(options.run, config)
     with signals.heeded(begun=False):
-        _start(options, config.backend, options.run)
+        _start("resume", options, config, options.run)
         from fedjax_rl.commands import resume
 
         return resume(options)
@@ -101,19 +105,20 @@ def _eval(argv: Sequence[str]) -> int:
     from fedjax_rl import rundir
 
     options = known.parse_command(known.EvalOptions, argv, "eval")
+    _meet("eval", options, options.run)
     config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
     options.check(config)
     if options.adapt_lr and config.algorithm == "meta_sgd":
         raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
     rundir.refuse_unsaved(options.run)
-    _start(options, options.backend or config.backend, options.run)
+    _start("eval", options, config, options.run)
     from fedjax_rl.commands import evaluate
 
     return evaluate(options)
 
 
-def _start(options: Any, backend: str, directory: Path | None) -> None:
-    """Where compiled programs are kept, and the other processes of the run; before jax touches a device."""
+def _meet(command: str, options: Any, directory: Path | None) -> None:
+    """Where compiled programs are kept, and the other processes of the run; before jax is imported."""
     if options.no_cache:
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     else:
@@ -124,11 +129,50 @@ def _start(options: Any, backend: str, directory: Path | None) -> None:
         return
     if directory is None:
         raise ConfigError("--coordinator needs --out: all processes must name the same directory, which all can see")
+    place = (options.coordinator, options.num_processes, options.process_id, None)
+    if options.coordinator == "auto":
+        from fedjax_rl.placement import ask_cluster
+
+        place = ask_cluster(options.join_timeout)
+
+    def remedy() -> str:
+        from fedjax_rl import rundir
+
+        is_begun = (directory / rundir.CONFIG).exists() or rundir.is_sweep(directory)
+        return f"resume all of them: fedjax-rl resume {directory}" if is_begun and command != "eval" else lifeline.AGAIN
+
+    lifeline.join(*place, options.join_timeout, remedy, (lambda _: None) if options.quiet else output.inform)
+
+
+NOT_SHARED = {"no_cache", "coordinator", "num_processes", "process_id", "join_timeout", "print_config", "json", "quiet"}
+ELSEWHERE = {"preset", "config", "out", "run"}  # in the configuration that they make, and in the directory
+
+
+def _start(command: str, options: Any, config: Any, directory: Path | None) -> None:
+    """Compare what all processes of the run must share, and start JAX in them; nothing is written or compiled yet."""
+    if options.coordinator is None:
+        return
     from fedjax_rl import placement, rundir
     from fedjax_rl.envs import resolve_backend
 
-    placement.join_processes(options.coordinator, options.num_processes, options.process_id)
-    resolve_backend(backend)
+    given = {key: value for key, value in vars(options).items() if key not in NOT_SHARED | ELSEWHERE}
+    facts = {
+        "command": command,
+        "directory": str(directory.parent.resolve() / directory.name),  # a look at itself might be remembered
+        "algorithm": config.algorithm,
+        **vars(config),
+        **{f"--{key.replace('_', '-')}": value for key, value in given.items()},
+        "Python": platform.python_version(),
+        **rundir.versions(),
+        **placement.settings(),
+        "checkpoints": sorted(step.name for step in (directory / rundir.CHECKPOINTS).glob("*.digest.json")),
+    }
+    lifeline.same(facts)
+    if command != "eval":
+        lifeline.same_directory(directory)
+    placement.start_processes()
+    resolve_backend(getattr(options, "backend", None) or config.backend)  # before any device is touched
+    placement.same_devices()
     if not placement.is_first():
         rundir.only_read()
 
@@ -217,19 +261,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     except exits.Refusal as error:
         output.inform(f"fedjax-rl: {error}")
+        lifeline.because(str(error))
         return error.code
     except SystemExit as stop:  # tyro's help
         return int(stop.code or 0)
     except signals.Stopped as stop:
         output.inform(f"fedjax-rl: {stop}")
+        lifeline.because(str(stop))
         return stop.code
     except KeyboardInterrupt:
         output.inform("fedjax-rl: interrupted")
+        lifeline.because("interrupted")
         return exits.SIGNAL + signals.INTERRUPT
     except BrokenPipeError:  # whoever read what a command prints has read enough
         return exits.DONE
     except OSError as error:
         output.inform(f"fedjax-rl: {explain(error)}")
+        lifeline.because(explain(error))
         return exits.CANNOT_WRITE
 
 
@@ -252,7 +300,8 @@ def program() -> int:
     """The command of a process of its own: `main` between streams made fit and streams given up."""
     output.prepare()
     signals.owns_process = True
-    code = main()
+    with lifeline.held():
+        code = lifeline.leave(main())
     output.settle()
     return code
 

@@ -4,14 +4,13 @@ import errno
 import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
@@ -45,7 +44,9 @@ def is_reader() -> bool:
     return _is_reader
 
 
-def _by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
+def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
+    """`fn`, which does nothing in a process that only reads."""
+
     @functools.wraps(fn)
     def call(*args, **kwargs):
         if not _is_reader:
@@ -60,7 +61,7 @@ def default_path(config: Config, kind: str = "") -> Path:
     return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-{kind or f'seed{config.seed}'}-{stamp}"
 
 
-@_by_the_writer
+@by_the_writer
 def refuse_existing(path: Path) -> None:
     """Refuse a directory that holds something, before anything is written."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -69,7 +70,7 @@ def refuse_existing(path: Path) -> None:
         raise ConfigError(f"--out {path} exists and is not empty; {hint}")
 
 
-@_by_the_writer
+@by_the_writer
 def create(path: Path, config: Config) -> None:
     """Make the directory with its config.toml and env.json."""
     try:
@@ -81,7 +82,7 @@ def create(path: Path, config: Config) -> None:
         raise ConfigError(f"cannot write the run directory {path}: {explain(error)}") from error
 
 
-@_by_the_writer
+@by_the_writer
 def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
     """Make the directory and remember what the sweep was asked to do."""
     plan = {"halvings": halvings, "members": {member.name: to_toml(config) for member, config in members.items()}}
@@ -125,7 +126,7 @@ def _hash_of(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-@_by_the_writer
+@by_the_writer
 def write_config(path: Path, config: Config) -> None:
     """Write config.toml, whole or not at all: a run whose values cannot be read, or differ, is refused."""
     write_text(path / CONFIG, to_sealed_toml(config))
@@ -187,88 +188,20 @@ def writer(path: Path):
         yield
 
 
-@_by_the_writer
+@by_the_writer
 def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None:
     """Add a record; see `records.append`."""
     records.append(path, record, sync=sync)
 
 
-@_by_the_writer
+@by_the_writer
 def sync_records(path: Path) -> None:
     """See a run's metrics on the disk, before the checkpoint that they lead to."""
     with open(path / METRICS, "ab") as file:
         os.fsync(file.fileno())
 
 
-@_by_the_writer
-def go_back(path: Path, config: Config, round: int, say: Callable[[str], None]) -> None:
-    """Make the directory what it was after a round, with the configuration that it goes on with.
-
-    A file of records with a fault is set aside, and what is missing in the new one is said.
-    """
-    for name in (METRICS, EVAL):
-        forget_after(path / name, round, say)
-    evaluated = range(config.eval_every, min(round + 1, config.rounds), config.eval_every) if config.eval_every else ()
-    for name, wanted in ((METRICS, range(1, round + 1)), (EVAL, evaluated)):
-        missing = sorted({*wanted} - {row["round"] for row in records.read(path / name).rows})
-        if missing:
-            say(f"{path / name} lacks {_rounds(missing)}: their records are lost, the run is not")
-    (path / DIVERGED).unlink(missing_ok=True)
-    write_config(path, config)
-
-
-@_by_the_writer
-def forget_after(path: Path, round: int, say: Callable[[str], None]) -> None:
-    """Drop the records past a round, so that a resumed run writes them again exactly once."""
-    if not path.exists():
-        return
-    rows, faults = records.read(path)
-    kept = records.text([row for row in rows if row["round"] <= round])
-    if faults:
-        aside = set_aside(path.parent, path)
-        say(f"{path.parent}: {faults[0]}" + (f" (and {len(faults) - 1} more)" if faults[1:] else "") + f"; see {aside}")
-    if faults or path.read_bytes() != kept.encode():
-        write_text(path, kept)
-
-
-def newest_covered(path: Path, say: Callable[[str], None]) -> int | None:
-    """The step from which a resume makes lost records again; None where the newest step is as good as any.
-
-    Only the newest few steps are looked at: a handful of rounds is made again for the sake of a record, not the run.
-    """
-    newest = digest.steps(path / CHECKPOINTS)[:KEEP]
-    covered = records.read(path / METRICS).covered()
-    step = next((step for step in newest if step <= covered), None)
-    if not newest or step in (None, newest[0]):
-        return None
-    say(f"{path / METRICS} has no sound record of round {covered + 1}: going back to step {step}, to make it again")
-    return step
-
-
-def set_aside(run: Path, *paths: Path) -> Path:
-    """Move what was rejected into the run's REJECTED, under one number; where the first one is now."""
-    home = run / REJECTED
-    home.mkdir(exist_ok=True)
-    taken = {item.name.partition("-")[0] for item in home.iterdir()}
-    number = next(n for n in itertools.count() if str(n) not in taken)
-    for path in paths:
-        if path.exists():
-            path.rename(home / f"{number}-{path.name}")
-    return home / f"{number}-{paths[0].name}"
-
-
-def _rounds(numbers: Iterable[int]) -> str:
-    """'rounds 1 to 3, 7' of the numbers 1, 2, 3, 7."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return "rounds " + ", ".join(f"{low} to {high}" if high > low else str(low) for low, high in parts)
-
-
-@_by_the_writer
+@by_the_writer
 def mark_diverged(path: Path, round: int) -> None:
     """Remember that the run ceased to be finite in a round, so that its sweep does not try it again."""
     write_text(path / DIVERGED, json.dumps({"round": round}) + "\n")

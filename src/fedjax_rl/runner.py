@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from fedjax_rl import checkpoint, placement, records, rundir, scoring, signals
+from fedjax_rl import checkpoint, mending, placement, records, rundir, scoring, signals
 from fedjax_rl import train as training
 from fedjax_rl.build import Group, abstract_state, initial_states, make_group, make_run, static_fields
 from fedjax_rl.config import Config, ConfigError
@@ -111,7 +111,7 @@ def run_group(
         states = restored_states(group, directories, reporter.warn) if begun else None
         number = 0 if states is None else int(states.round[0])
         for directory, config in zip(directories, configs, strict=True):
-            rundir.go_back(directory, config, number, reporter.warn)
+            mending.go_back(directory, config, number, reporter.warn)
         program = compile_members(group, reporter)
         if program is None:
             half = len(configs) // 2
@@ -162,7 +162,7 @@ def memory_available() -> int | None:
 
 def restored_states(group: Group, directories: Sequence[Path], say) -> State:
     """The members' states [G] at the newest step that is good for all; records past it are forgotten."""
-    limits = [rundir.newest_covered(directory, say) for directory in directories]
+    limits = [mending.newest_covered(directory, say) for directory in directories]
     like, limit = abstract_state(group.run), min((limit for limit in limits if limit is not None), default=None)
     while True:
         found = [checkpoint.restore(d / rundir.CHECKPOINTS, like, say, at_most=limit) for d in directories]

@@ -108,7 +108,7 @@ def _rounds(group, program, states, directories, reporter, evaluations, caught) 
 
 def _agreed(caught: list[int]) -> int:
     """The signal that any of the processes has caught; 0 for none. All of them ask after the same round."""
-    return placement.agree(caught[0] if caught else 0)
+    return placement.agree_to_end(caught[0] if caught else 0)
 
 
 def stop_if(signal_number: int) -> None:

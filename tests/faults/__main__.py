@@ -17,7 +17,7 @@ import jax
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from faults import damage, ends, paths, streams, suite  # noqa: E402
+from faults import damage, ends, paths, processes, streams, suite  # noqa: E402
 from faults.outcome import REFUSED, SURVIVED, Case, tally  # noqa: E402
 from fedjax_rl.presets import PRESETS  # noqa: E402
 
@@ -29,6 +29,7 @@ FAMILIES = {
     "paths": paths.cases,
     "ends": ends.cases,
     "streams": streams.cases,
+    "processes": processes.cases,
 }
 
 
