@@ -39,7 +39,7 @@ SMALL = {
     "new_clients": 1,
     "critic": "federated",
 }
-# Of JAX's implementations those that compile in seconds; threefry4x32 takes more than ten minutes and 18 GB.
+# Of JAX's implementations those that compile in seconds; threefry4x32 takes minutes and many GB.
 SETTINGS = [
     ("default_prng_impl", "rbg"),
     ("default_prng_impl", "unsafe_rbg"),
