@@ -128,7 +128,8 @@ def test_two_seeds_have_no_band_and_three_have_student_ts(seeds, tmp_path):
     lines = {"a line": common.over(TINY._replace(seeds=tuple(range(seeds))), ENV, "a line")}
     for seed, name in enumerate(lines["a line"]):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / rundir.METRICS).write_text(json.dumps({"round": 1, common.SELECTED[0]: float(seed)}) + "\n")
+        times = {"sys/round_s": 1.0, "sys/env_steps_per_s": 1.0}
+        rundir.append(tmp_path / name / rundir.METRICS, {"round": 1, common.SELECTED[0]: float(seed), **times})
     axes = common.pyplot().figure().subplots()
     common.draw(axes, tmp_path, lines, common.SELECTED[0])
     bands = [path.vertices[:, 1] for band in axes.collections for path in band.get_paths()]

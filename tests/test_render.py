@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl import build, checkpoint, cli, render, render_gif, render_html, rundir, simulate
+from fedjax_rl.config import build as build_config
 from fedjax_rl.envs import make_env
 from fedjax_rl.envs.dynamics import Dynamics
 from fedjax_rl.envs.mujoco_env import load_asset
@@ -191,7 +192,7 @@ def test_what_has_no_picture_is_refused_by_name(tmp_path, capsys):
     for env in ("navigation", "probe/delayed", "brax/hopper"):
         path = tmp_path / env.replace("/", "_")
         path.mkdir()
-        (path / "config.toml").write_text(f'schema = 1\nalgorithm = "fmrl"\nenv = "{env}"\n')
+        rundir.write_config(path, build_config("fmrl", {"env": env}))
         assert cli.main(["render", str(path), "--out", str(tmp_path / "a.gif")]) == 2
         err = capsys.readouterr().err
         assert f"a run of {env}, which has no picture; render shows half_cheetah/* and ant/*" in err
