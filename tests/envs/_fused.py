@@ -4,7 +4,7 @@ import ctypes
 
 import mujoco
 import numpy as np
-from _reference import advance, load, place, relative_error
+from _reference import advance, load, place
 
 from fedjax_rl.envs.mujoco_env import load_asset
 from fedjax_rl.envs.physics.fused import compiler, engine
@@ -49,13 +49,6 @@ def converged_after(model: mujoco.MjModel, rows: list[np.ndarray], steps: int) -
     return np.stack(after)
 
 
-def errors(robot: str, steps: int, count: int, seed: int = 0) -> np.ndarray:
-    """[count]: one-step errors of the fused program against C, from states under constraints."""
-    rows = under_constraints(robot, count, seed)
-    model, _ = load(robot, converged=True)
-    return relative_error(plain(robot)(rows, steps)[1], converged_after(model, rows, steps))
-
-
 class Program:
     """A loaded program on the calling thread: (inputs [n, ...], substeps) -> [qpos, qvel, warm start]."""
 
@@ -80,3 +73,14 @@ def plain(robot: str) -> Program:
 def same_bits(ours, theirs) -> bool:
     """Whether all arrays agree, the signs of zeros and the kinds of NaN too."""
     return all(np.array_equal(x.view(np.uint32), y.view(np.uint32)) for x, y in zip(ours, theirs, strict=True))
+
+
+def dyadic_states(robot: str, count: int) -> list[np.ndarray]:
+    """[qpos, qvel, warm start, ctrl], `count` rows near the floor: multiples of 1/4096, the same on every machine."""
+    model, _ = load(robot)
+    noise = lambda size, at: (((np.arange(count * size) + 7 * at) * 40503 % 4096) / 2048 - 1).reshape(count, size)
+    qpos = np.round((model.qpos0 + 0.125 * noise(model.nq, 1)) * 4096) / 4096
+    if robot == "ant":
+        qpos[:, 2] -= 0.25
+    rows = [qpos, 0.5 * noise(model.nv, 2), np.zeros((count, model.nv)), noise(model.nu, 3)]
+    return [np.float32(x) for x in rows]

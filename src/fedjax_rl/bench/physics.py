@@ -80,7 +80,7 @@ def one_step_error(env: str, backend: str) -> float:
 
     def step(q, v, w, u):
         state = engine.init(q, v)
-        return engine.step(state._replace(engine=w) if backend == "mjx" else state, u)
+        return engine.step(state if backend == "native" else state._replace(engine=w), u)
 
     got = np.asarray(jax.jit(jax.vmap(step))(qpos, qvel, warm.astype(np.float32), ctrl).qvel)
     error = np.linalg.norm(got - after, axis=1) / np.maximum(np.linalg.norm(after, axis=1), 1)
