@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _fused import Program, same_bits
+from test_fused_refusals import PLAIN
 
-from fedjax_rl.envs.physics.fused import compiler, program
+from fedjax_rl.envs.physics.fused import compiler, program, robot
 from fedjax_rl.envs.physics.fused.scalar import (
     Scalar,
     absolute,
@@ -94,6 +95,16 @@ def test_a_branch_and_a_loop_are_each_lanes_own():
 def test_what_has_no_text_is_named():
     with pytest.raises(NotImplementedError, match="exp"):
         compiled(lambda x, y, z: [Scalar(jnp.exp(x.value)), y, z])
+
+
+def test_a_text_does_not_depend_on_who_asks_for_it():
+    """`replay` computes without jit, and somebody may have float64 on."""
+    made = robot.read(PLAIN)
+    text = program.text_of(made, True)
+    with jax.disable_jit():
+        assert program.text_of(made, True) == text
+    with jax.enable_x64(True):
+        assert program.text_of(made, True) == text
 
 
 def test_a_scalar_folds_known_zeros_and_ones_and_nothing_else():

@@ -12,6 +12,7 @@ from fedjax_rl.envs.physics import Model, make_physics
 
 MODELS = {"half_cheetah": half_cheetah.half_cheetah_model, "ant": ant.ant_model}
 STEPS = 20  # environment steps of one timed call
+COMPARED = {"fused": ("native",)}  # what an engine takes turns with
 STATES = 256  # states of the accuracy column
 
 
@@ -23,13 +24,19 @@ def model_of(env: str) -> Model:
 
 
 def physics(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
-    """A row for each number of environments: `STEPS` environment steps of random control, policies left out."""
+    """A row for each number of environments: `STEPS` environment steps of random control, policies left out.
+
+    Fused physics takes turns with native, and `over_native` is the median of the pairs' ratios.
+    """
     backend, model = resolve_backend(backend), model_of(env)
     error = one_step_error(env, backend)
     rows = []
     for size in sizes or (64, 800, 4000):
-        start, run = make_run(env, backend, size)
-        seconds = interleaved({"run": lambda run=run, start=start: run(start)}, repeats)["run"]
+        made = {name: make_run(env, name, size) for name in (backend, *COMPARED.get(backend, ()))}
+        timed = interleaved(
+            {name: lambda run=run, start=start: run(start) for name, (start, run) in made.items()}, repeats
+        )
+        seconds = timed.pop(backend)
         steps = size * STEPS * model.frame_skip
         figures = {"env": env, "backend": backend, "environments": size}
         rates = {
@@ -38,6 +45,10 @@ def physics(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> lis
             "env_steps_per_s": size * STEPS / median(seconds),
             "ms_per_physics_step": 1e3 * median(seconds) / (STEPS * model.frame_skip),
         }
+        for name, theirs in timed.items():
+            ratios = [b / a for a, b in zip(seconds, theirs, strict=True)]
+            rates |= {f"{name}_physics_steps_per_s": steps / median(theirs)}
+            rates |= {f"over_{name}": median(ratios), f"over_{name}_range": spread(ratios)}
         rows.append(row("P1", **figures, **rates, one_step_error_p99=error))
     return rows
 

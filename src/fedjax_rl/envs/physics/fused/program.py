@@ -73,7 +73,8 @@ def kernel(once: Callable, advance: Callable, columns: Sequence[int]) -> str:
 
 
 def _emit(emitter: Emitter, indent: str, function: Callable, *shapes, args: Sequence[Sequence[str]]) -> list[str]:
-    closed = jax.make_jaxpr(function)(*shapes)
+    with jax.disable_jit(False):  # a text is traced whoever asks for it
+        closed = jax.make_jaxpr(function)(*shapes)
     return emitter.run(closed.jaxpr, closed.consts, [name for row in args for name in row], indent)
 
 
