@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.curvature import LINES
 from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.numerics import pinned, root_key
 from fedjax_rl.simulate import State
 
 CLIENTS = 8
@@ -45,7 +46,7 @@ def changes(config: Config, state: State) -> np.ndarray:
         upload, _, _ = algorithm.client_update(state.server.shared, client, task, key)
         return ravel_pytree(upload.message)[0]
 
-    keys = jax.random.split(jax.random.key(config.seed + 1), (min(CLIENTS, config.num_clients), REPLICAS))
+    keys = jax.random.split(root_key(config.seed + 1), (min(CLIENTS, config.num_clients), REPLICAS))
     return np.asarray(jax.jit(jax.vmap(jax.vmap(change, in_axes=(None, None, 0))))(clients, tasks, keys))
 
 
@@ -58,6 +59,7 @@ def agreement(vectors: np.ndarray) -> dict[str, float]:
     return {"cosine": float(cosines.mean()), "median_norm": float(np.median(norms)), "max_norm": float(norms.max())}
 
 
+@pinned()
 def main() -> None:
     """The command line: a table on the terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="a saved round, 0 for the initial parameters (default: the newest)")
     args = parser.parse_args()
     try:
-        config = rundir.read_config(args.run)
+        config = rundir.open_run(args.run)
         if config.algorithm != "fmrl":
             parser.error(f"{args.run} is a run of {config.algorithm}: choose one of fmrl")
         state = restored(config, args.run, args.step)

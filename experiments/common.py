@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rl import config, metrics, presets, rundir
+from fedjax_rl import config, exits, metrics, output, presets, records, rundir
 
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
@@ -83,33 +83,35 @@ def env_steps(c: config.Config) -> int:
 def run(scale: Scale, members: Members, out: Path) -> None:
     """Bring all members to their end, those that can share a program together."""
     from experiments.reuse import reuse
-    from fedjax_rl import runner, train
+    from fedjax_rl import runner, signals
     from fedjax_rl.progress import Reporter
 
     reporter = Reporter(quiet=False)
     try:
         if taken := reuse(members, out, scale.reuse):
             reporter.say(f"taken from finished runs: {', '.join(taken)}")
-        runner.run_members({out / name: c for name, c in members.items()}, reporter)
-    except train.Interrupted as signal:
-        reporter.warn(f"interrupted ({signal}) and saved; the same command goes on from here")
+        lost = runner.run_members({out / name: c for name, c in members.items()}, reporter)
+    except (signals.Interrupted, signals.Stopped) as signal:
+        reporter.warn(f"ended by {signal}; what is saved is intact, and the same command goes on from there")
         sys.exit(signal.code)
+    if lost:
+        raise exits.NoCheckpoint(f"{lost[0]} has lost its checkpoints: move it away and start again", lost[0])
 
 
 def finals(out: Path, members: Members) -> dict[str, dict[str, Any]]:
     """The last evaluation of every finished member, by name."""
     found = {}
     for name, c in members.items():
-        records = [r for r in rundir.read_lines(out / name / rundir.EVAL) if r["final"] and r["round"] == c.rounds]
-        if records:
-            found[name] = records[-1]
+        rows = [r for r in records.read(out / name / rundir.EVAL).rows if r["final"] and r["round"] == c.rounds]
+        if rows:
+            found[name] = rows[-1]
     return found
 
 
 def curve(out: Path, name: str, key: str) -> dict[int, float]:
     """A member's metric by round: of training (train/...) or of its evaluations (eval/...)."""
     file = rundir.METRICS if key.startswith("train/") else rundir.EVAL
-    rows = [r for r in rundir.read_lines(out / name / file) if r.get(key) is not None]
+    rows = [r for r in records.read(out / name / file).rows if r.get(key) is not None]
     return {r["round"]: r[key]["mean"] if isinstance(r[key], dict) else r[key] for r in rows}
 
 
@@ -160,7 +162,7 @@ def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str, by_steps:
         if not rounds:
             continue
         smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="valid") for row in values])
-        stats = np.array([metrics.mean_ci95(column) for column in smooth.T])
+        stats = np.array([metrics.mean_ci95(column) for column in smooth.T], float)  # one seed has no interval: NaN
         c = next(iter(some.values()))
         unit = env_steps(c) / c.rounds / 1e6 if by_steps else 1
         x = unit * np.array(rounds[width - 1 :])
@@ -272,8 +274,8 @@ def study(
 
 def _columns(out: Path, members: Members) -> dict[str, list[float]]:
     """The members' figures, one for each seed that was finished."""
-    records = list(finals(out, members).values())
-    returns = [np.asarray(record["eval/returns"]) for record in records]
+    rows = list(finals(out, members).values())
+    returns = [np.asarray(row["eval/returns"]) for row in rows]
     return {
         "before": [float(r[:, 0].mean()) for r in returns],
         "after": [float(r[:, 1].mean()) for r in returns],
@@ -333,5 +335,6 @@ def main(
     scale = SCALES[args.scale]._replace(reuse=tuple(args.reuse))
     try:
         experiment(scale, out, tuple(args.envs), *([tuple(args.methods)] if by_method else []))
-    except config.ConfigError as error:
-        parser.error(str(error))
+    except exits.Refusal as error:
+        output.inform(f"{parser.prog}: {error}")
+        sys.exit(error.code)

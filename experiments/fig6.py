@@ -23,7 +23,7 @@ def score(path: Path, count: int) -> list[float]:
     if not (path / FILE).exists():
         from fedjax_rl import build, checkpoint, rundir, scoring
 
-        group = build.make_run(rundir.read_config(path))
+        group = build.make_run(rundir.open_run(path))
         state = checkpoint.restore(path / rundir.CHECKPOINTS, build.abstract_state(group), print).state
         rates = (group.config.inner_lr, group.config.inner_lr / 2)
         returns = scoring.new_clients(scoring.make_evaluation(group, rates, STEPS), state, count)
@@ -44,7 +44,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
             everyone |= cell
             rows = [score(out / name, 4 if scale.name == "tiny" else 100) for name in cell]
             scores.setdefault(env, {})[method] = rows
-            columns = np.array([metrics.mean_ci95(column) for column in zip(*rows, strict=True)])
+            columns = np.array([metrics.mean_ci95(column) for column in zip(*rows, strict=True)], float)
             [line, *_] = panel.errorbar(
                 range(STEPS + 1), columns[:, 0], columns[:, 1], label=method, capsize=2, lw=1.5, marker="o", ms=3
             )

@@ -21,7 +21,7 @@ def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> lis
     names the source.
     """
     missing = {name: c for name, c in members.items() if not (out / name).exists()}
-    found = [] if not missing else [(path, rundir.read_config(path)) for source in sources for path in runs(source)]
+    found = [] if not missing else [(path, rundir.open_run(path)) for source in sources for path in runs(source)]
     taken = []
     for name, asked in missing.items():
         path = next((path for path, done in found if serves(done, asked) and runner.is_settled(path, done)), None)
@@ -40,6 +40,7 @@ def serves(done: Config, asked: Config) -> bool:
     """Does a finished run of `done` hold all that one of `asked` would?"""
     between = (done.eval_every, done.eval_clients) == (asked.eval_every, asked.eval_clients)
     enough = done.adapt_steps >= asked.adapt_steps and done.new_clients >= asked.new_clients
+    enough &= (done.final_clients or done.num_clients) >= (asked.final_clients or asked.num_clients)
     return enough and (between or not asked.eval_every) and training(done) == training(asked)
 
 

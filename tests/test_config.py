@@ -127,7 +127,7 @@ def test_toml_round_trips(algorithm, tmp_path):
     rng, path = random.Random(0), tmp_path / "config.toml"
     for _ in range(40):
         values = {item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm])}
-        for small in ("clients_per_round", "eval_clients", "client_batch"):
+        for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
             values[small] = min(values[small], values["num_clients"])
             if algorithm in ("scaffold", "independent") and values["critic"] == "local":
                 values["critic"] = "linear"
@@ -169,7 +169,7 @@ def test_bad_files_are_refused(text, message, tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        layers.load(path)
+        config.build("fmrl", layers.read_toml(path)[1])
     assert message in str(caught.value)
 
 

@@ -26,7 +26,7 @@ from experiments import (
     strategies,
     table1,
 )
-from fedjax_rl import rundir
+from fedjax_rl import records, rundir
 from fedjax_rl.config import CONFIGS
 
 ENV = "half_cheetah/direction"
@@ -69,7 +69,7 @@ def test_a_second_run_and_the_figures_of_the_same_runs_train_nothing(table):
 
 
 def test_runs_that_another_experiment_has_finished_are_taken_and_no_others(table, tmp_path):
-    [rate] = {c.server_lr for c in map(rundir.read_config, (table / ENV / "fmrl").glob("seed*"))}
+    [rate] = {c.server_lr for c in map(rundir.open_run, (table / ENV / "fmrl").glob("seed*"))}
     equal = common.line(TINY, ENV, "equal", server_lr=rate)
     others = {
         "another seed": common.line(TINY._replace(seeds=(7,)), ENV, "7", server_lr=rate),
@@ -86,7 +86,7 @@ def test_runs_that_another_experiment_has_finished_are_taken_and_no_others(table
         source = table / ENV / "fmrl" / f"seed{c.seed}"
         assert json.loads((tmp_path / name / reuse.NOTE).read_text()) == {"source": str(source)}
         assert (tmp_path / name / rundir.METRICS).read_bytes() == (source / rundir.METRICS).read_bytes()
-        assert rundir.read_config(tmp_path / name) == c and not (tmp_path / name / rundir.CHECKPOINTS).exists()
+        assert rundir.open_run(tmp_path / name) == c and not (tmp_path / name / rundir.CHECKPOINTS).exists()
 
 
 def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, capsys):
@@ -116,7 +116,7 @@ def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypat
     curvature.experiment(TINY, tmp_path, (ENV,))
     scores = json.loads((tmp_path / "curvature.json").read_text())[ENV]
     assert list(scores) == list(curvature.LINES)
-    one = rundir.read_lines(tmp_path / ENV / "exact, log" / "seed1" / rundir.EVAL)[-1]["eval/returns"]
+    one = records.sound(tmp_path / ENV / "exact, log" / "seed1" / rundir.EVAL)[-1]["eval/returns"]
     after = sorted(row[1] for row in one)
     assert scores["exact, log"]["worst"][1] == pytest.approx(after[0])  # of 8 clients the worst tenth is one
     assert scores["exact, log"]["after"][1] == pytest.approx(np.mean(after))
@@ -201,7 +201,7 @@ def test_changes_agree_as_their_signal_and_noise_say():
 def test_the_agreement_of_a_runs_changes_is_that_of_its_clients(table):
     """From the saved parameters, which training has moved; every replica has episodes of its own."""
     path = table / ENV / "fmrl" / "seed0"
-    config = rundir.read_config(path)
+    config = rundir.open_run(path)
     state = agreement.restored(config, path, None)
     assert state.round == config.rounds
     vectors = agreement.changes(config, state)

@@ -1,6 +1,7 @@
 """Statistics against SciPy, and the table."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +12,19 @@ from fedjax_rl import metrics
 
 @pytest.mark.parametrize("dof", [1, 2, 3, 4, 5, 9, 10, 30, 99, 199, 1000])
 @pytest.mark.parametrize("p", [0.025, 0.5, 0.9, 0.975, 0.999])
-def test_t_quantile_is_scipys(p, dof):
-    assert metrics.t_quantile(p, dof) == pytest.approx(stats.t.ppf(p, dof), rel=1e-9, abs=1e-12)
+def test_t_quantile_solves_its_distribution_function(p, dof):
+    t = metrics.t_quantile(p, dof)
+    x = np.linspace(0.0, t, 20_001)
+    density = np.exp(math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2)) / math.sqrt(dof * math.pi)
+    density = density * (1 + x * x / dof) ** (-(dof + 1) / 2)
+    assert 0.5 + np.trapezoid(density, x) == pytest.approx(p, abs=1e-5)
+
+
+def test_t_quantile_of_few_and_of_a_million():
+    """One degree of freedom: tan(pi (p - 1/2)); two: (2p - 1) / sqrt(2 p (1 - p)); very many: the normal's."""
+    assert metrics.t_quantile(0.975, 1) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-12)
+    assert metrics.t_quantile(0.975, 2) == pytest.approx(0.95 / math.sqrt(2 * 0.975 * 0.025), rel=1e-12)
+    assert metrics.t_quantile(0.975, 10**6) == pytest.approx(1.959963985, rel=1e-5)
 
 
 def test_interval_of_five_seeds_uses_2_776():
@@ -23,7 +35,8 @@ def test_interval_of_five_seeds_uses_2_776():
 
 
 def test_one_client_has_no_interval():
-    assert metrics.mean_ci95([4.0]) == (4.0, 0.0)
+    assert metrics.mean_ci95([4.0]) == (4.0, None)
+    assert "4.0 ± -" in metrics.table({"one": metrics.summarise([[4.0]])})
 
 
 def test_summary_is_column_by_column():

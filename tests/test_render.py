@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def restored(trained):
-    run = build.make_run(rundir.read_config(trained))
+    run = build.make_run(rundir.open_run(trained))
     return run, checkpoint.restore(trained / "ckpt", build.abstract_state(run), print).state
 
 

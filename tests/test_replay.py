@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rl import replay, rundir
+from fedjax_rl import records, replay, rundir
 from fedjax_rl.build import initial_state, make_run
 from fedjax_rl.cli import main
 from fedjax_rl.config import build
@@ -58,7 +58,7 @@ def test_a_run_writes_down_who_was_not_finite(tmp_path, capsys, shared_programs)
     [path] = (out / replay.DUMPS).iterdir()
     assert f"fedjax-rl replay {path}" in capsys.readouterr().err
     number, client = path.stem.removeprefix("round").split("-client")
-    record = rundir.read_lines(out / rundir.METRICS)[int(number) - 1]
+    record = records.sound(out / rundir.METRICS)[int(number) - 1]
     assert record["health/suspect"] == int(client)
     assert record["health/nonfinite_clients"] > 0
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, commands, config, rundir, runner, sweep
+from fedjax_rl import build, checkpoint, cli, commands, config, records, rundir, runner, sweep
 from fedjax_rl import train as training
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.config import FmrlConfig
@@ -40,13 +40,13 @@ def members(out, grid, seeds=(0, 1), base=SMALL):
 def hashes(paths):
     found = {}
     for path in paths:
-        run = build.make_run(rundir.read_config(path))
+        run = build.make_run(rundir.open_run(path))
         found[path.name] = state_hash(checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state)
     return found
 
 
 def untimed(path):
-    return [{k: v for k, v in r.items() if not k.startswith("sys/")} for r in rundir.read_lines(path)]
+    return [{k: v for k, v in r.items() if not k.startswith("sys/")} for r in records.sound(path)]
 
 
 @pytest.mark.parametrize("algorithm", ["fmrl", "pfedme"])
@@ -107,9 +107,9 @@ def whole(tmp_path_factory):
 def test_every_member_is_a_run_of_its_own(whole):
     assert len(set(hashes(whole).values())) == 4
     for path, c in whole.items():
-        assert rundir.read_config(path) == c
-        assert [r["round"] for r in rundir.read_lines(path / "metrics.jsonl")] == [1, 2, 3, 4]
-        assert [r["final"] for r in rundir.read_lines(path / "eval.jsonl")] == [True]
+        assert rundir.open_run(path) == c
+        assert [r["round"] for r in records.sound(path / "metrics.jsonl")] == [1, 2, 3, 4]
+        assert [r["final"] for r in records.sound(path / "eval.jsonl")] == [True]
 
 
 def test_finished_members_are_left_alone(whole):
@@ -157,7 +157,7 @@ def test_members_that_do_not_fit_are_split(whole, tmp_path, monkeypatch, capsys)
     runner.run_members(some, Reporter(quiet=False))
     assert "4 members need" in (err := capsys.readouterr().err) and "split in two" in err
     for one, two in zip(some, whole, strict=True):
-        a, b = (rundir.read_lines(path / "metrics.jsonl")[-1]["train/return/adapt_1"] for path in (one, two))
+        a, b = (records.sound(path / "metrics.jsonl")[-1]["train/return/adapt_1"] for path in (one, two))
         assert a == pytest.approx(b, rel=1e-4)
 
 
@@ -189,9 +189,9 @@ def test_a_diverged_member_is_masked_and_the_others_go_on(whole, tmp_path, break
     err = capsys.readouterr().err
     assert err.count("diverged in round 3") == 2 and "the other members go on" in err
     good, bad = [*some][:2], [*some][2:]
-    assert [len(rundir.read_lines(p / "metrics.jsonl")) for p in some] == [4, 4, 3, 3]
+    assert [len(records.sound(p / "metrics.jsonl")) for p in some] == [4, 4, 3, 3]
     assert [json.loads((p / "diverged.json").read_text()) for p in bad] == [{"round": 3}] * 2
-    assert [len(rundir.read_lines(p / "eval.jsonl")) for p in some] == [1, 1, 0, 0]
+    assert [len(records.sound(p / "eval.jsonl")) for p in some] == [1, 1, 0, 0]
     assert [checkpoint.steps(p / "ckpt") for p in bad] == [[2], [2]]
     for one, two in zip(good, whole, strict=False):
         assert untimed(one / "metrics.jsonl") == untimed(two / "metrics.jsonl")
@@ -203,14 +203,15 @@ def test_a_finished_run_of_another_rate_is_not_taken_for_this_one(whole):
     paths = [*whole]
     for change in ({"server_lr": 0.9}, {"order": "first"}):
         with pytest.raises(config.ConfigError, match=f"{paths[0].name} was trained with {next(iter(change))}"):
-            runner.run_members({paths[0]: replace(rundir.read_config(paths[0]), **change)}, QUIET)
-    runner.run_members({paths[0]: replace(rundir.read_config(paths[0]), save_every=1, eval_every=0)}, QUIET)
+            runner.run_members({paths[0]: replace(rundir.open_run(paths[0]), **change)}, QUIET)
+    runner.run_members({paths[0]: replace(rundir.open_run(paths[0]), save_every=1, eval_every=0)}, QUIET)
 
 
 def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
     some = members(tmp_path, {"server_lr": [0.01, 0.1]}, (0,))
-    assert commands.sweep(some, tmp_path, 0, as_json=False, quiet=True) == 3
-    assert "all 2 runs" in capsys.readouterr().err
+    with pytest.raises(training.Diverged, match="all 2 runs"):
+        commands.sweep(some, tmp_path, 0, as_json=False, quiet=True)
+    assert training.Diverged.code == 3 and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("text", ['{"halvings": 0, "memb', "[]", '{"members": {}}'])

@@ -11,7 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, commands, evaluate, rundir, scoring, simulate, train
+from fedjax_rl import (
+    build,
+    checkpoint,
+    cli,
+    commands,
+    evaluate,
+    exits,
+    mending,
+    output,
+    records,
+    rundir,
+    scoring,
+    signals,
+    simulate,
+)
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.config import CONFIGS, Config, FmrlConfig, ScaffoldConfig
 
@@ -40,21 +54,29 @@ def run():
 def go(config, directory):
     """A whole run in a directory, as the command does it; its exit code."""
     rundir.refuse_existing(directory)
-    return commands.train(config, directory, as_json=True, quiet=True)
+    return code_of(commands.train, config, directory, as_json=True, quiet=True)
 
 
 def resume(directory, rounds=None):
-    return commands.resume(commands.ResumeOptions(directory, rounds=rounds, json=True, quiet=True))
+    return code_of(commands.resume, commands.ResumeOptions(directory, rounds=rounds, json=True, quiet=True))
+
+
+def code_of(command, *args, **options):
+    try:
+        return command(*args, **options)
+    except exits.Refusal as error:
+        output.inform(str(error))
+        return error.code
 
 
 def final_hash(directory):
-    run = build.make_run(rundir.read_config(directory))
+    run = build.make_run(rundir.open_run(directory))
     restored = checkpoint.restore(directory / "ckpt", build.abstract_state(run), print)
     return restored.step, state_hash(restored.state)
 
 
 def untimed(path):
-    return [{k: v for k, v in r.items() if not k.startswith("sys/")} for r in rundir.read_lines(path)]
+    return [{k: v for k, v in r.items() if not k.startswith("sys/")} for r in records.sound(path)]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +92,7 @@ def test_six_rounds_are_three_and_three_resumed(whole, tmp_path):
     assert resume(tmp_path / "run", rounds=6) == 0
     assert final_hash(tmp_path / "run") == final_hash(whole)
     assert untimed(tmp_path / "run" / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
-    assert rundir.read_config(tmp_path / "run") == SMALL
+    assert rundir.open_run(tmp_path / "run") == SMALL
 
 
 def test_scaffolds_variates_survive_a_restore(tmp_path):
@@ -95,8 +117,8 @@ def test_another_seed_is_another_run(whole, tmp_path):
 def test_a_signal_finishes_the_round_saves_and_resumes_equal(number, whole, tmp_path, monkeypatch, capsys):
     append = rundir.append
 
-    def interrupt_in_round_2(path, record):
-        append(path, record)
+    def interrupt_in_round_2(path, record, **options):
+        append(path, record, **options)
         if path.name == "metrics.jsonl" and record["round"] == 2:
             os.kill(os.getpid(), number)
 
@@ -117,8 +139,8 @@ def test_a_crash_and_a_flipped_bit_cost_only_rounds(whole, tmp_path, monkeypatch
     config = replace(SMALL, save_every=1, eval_every=0)
     append = rundir.append
 
-    def crash_in_round_5(path, record):
-        append(path, record)
+    def crash_in_round_5(path, record, **options):
+        append(path, record, **options)
         if record["round"] == 5:
             raise MemoryError
 
@@ -175,7 +197,7 @@ def test_divergence_is_exit_3_and_names_the_round(tmp_path, monkeypatch, capsys)
 
 
 def test_metric_names_and_what_they_say(whole):
-    lines = rundir.read_lines(whole / "metrics.jsonl")
+    lines = records.sound(whole / "metrics.jsonl")
     assert [r["round"] for r in lines] == [1, 2, 3, 4, 5, 6]
     names = {"round", "train/return/adapt_0", "train/return/adapt_1", "comm/up_bytes", "comm/down_bytes"}
     names |= {"health/dropped_clients", "sys/env_steps_per_s", "sys/round_s", "sys/compile_s"}
@@ -188,7 +210,7 @@ def test_metric_names_and_what_they_say(whole):
 
 
 def test_evaluations_hold_the_means_of_their_clients(whole):
-    lines = rundir.read_lines(whole / "eval.jsonl")
+    lines = records.sound(whole / "eval.jsonl")
     assert [(r["round"], r["final"]) for r in lines] == [(2, False), (4, False), (6, True)]
     for line in lines:
         for name, count in (("eval", 6 if line["final"] else 3), ("eval_new", 2)):
@@ -204,7 +226,7 @@ def test_evaluations_hold_the_means_of_their_clients(whole):
 
 
 def test_the_best_step_is_the_highest_return_after_one_step_over_the_same_clients(whole):
-    lines = rundir.read_lines(whole / "eval.jsonl")
+    lines = records.sound(whole / "eval.jsonl")
     scores = {r["round"]: np.mean([row[1] for row in r["eval/returns"][:3]]) for r in lines}
     assert checkpoint.best_step(whole / "ckpt") == max(scores, key=scores.get)
     written = {s: json.loads((whole / f"ckpt/{s}.digest.json").read_text())["score"] for s in (6, 4)}
@@ -250,21 +272,25 @@ def test_two_writers_are_refused(tmp_path):
 
 
 def test_records_past_a_round_and_cut_lines_are_forgotten(tmp_path):
-    path = tmp_path / "m.jsonl"
+    path = tmp_path / "metrics.jsonl"
     for number in (1, 2, 3):
-        rundir.append(path, {"round": number, "x": float("nan")})
-    path.write_text(path.read_text() + '{"round": 4, "x"')
-    rundir.forget_after(path, 2)
-    assert path.read_text() == '{"round": 1, "x": null}\n{"round": 2, "x": null}\n'
+        rundir.append(path, {"round": number, "x": float("nan"), "sys/round_s": 1.0, "sys/env_steps_per_s": 2.0})
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + '{"round": 4, "x"')
+    mending.forget(path, lambda row: row["round"] <= 2, pytest.fail)
+    assert path.read_text() == "".join(lines[:2])
+    assert [row["x"] for row in records.sound(path)] == [None, None]
 
 
-def test_a_second_signal_acts_as_usual():
-    # a shell starts background jobs with SIGINT ignored, and "as usual" would then be to ignore it
+def test_a_second_signal_stops_at_once_and_a_third_acts_as_usual():
+    # a shell starts background jobs with SIGINT ignored, and then it would stay so
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), train._signals() as caught:
+    with signals.heeded() as caught:
         os.kill(os.getpid(), signal.SIGINT)
         assert caught == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(signals.Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     signal.signal(signal.SIGINT, before)
 
 
@@ -281,9 +307,9 @@ def test_tasks_of_several_arrays_train_resume_evaluate_and_sweep(tmp_path, capsy
     capsys.readouterr()
     assert cli.main(["eval", whole, "--json"]) == 0
     returns = json.loads(capsys.readouterr().out)["returns"]
-    assert returns == rundir.read_lines(tmp_path / "whole" / "eval.jsonl")[-1]["eval/returns"]
+    assert returns == records.sound(tmp_path / "whole" / "eval.jsonl")[-1]["eval/returns"]
     assert cli.main(["sweep", *argv, "--seeds", "0:2", "--rounds", "1", "--out", swept]) == 0
-    run = build.make_run(rundir.read_config(tmp_path / "whole"))
+    run = build.make_run(rundir.open_run(tmp_path / "whole"))
     paths = [tmp_path / "parts", *rundir.read_sweep(tmp_path / "swept")[0]]
     states = [checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state for path in paths]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), states[0].tasks, states[1].tasks)

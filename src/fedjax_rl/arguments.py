@@ -13,6 +13,7 @@ import tyro
 
 from fedjax_rl import presets
 from fedjax_rl.config import CONFIGS, Config, ConfigError, build, nearest
+from fedjax_rl.exits import CannotWrite
 from fedjax_rl.layers import environment_layer, read_toml
 
 
@@ -24,8 +25,11 @@ class MachineOptions:
     coordinator: str | None = None  # several processes: HOST:PORT of the first, or auto (Slurm, TPU pods, GKE)
     num_processes: int | None = None  # how many there are (auto: the cluster tells)
     process_id: int | None = None  # which one this is, from 0 (auto: the cluster tells)
+    join_timeout: int = 60  # how long to wait for the others at the start [s]
 
     def __post_init__(self) -> None:
+        if not 1 <= self.join_timeout <= 86400:
+            raise ConfigError(f"--join-timeout {self.join_timeout}: must be an integer, 1 to 86400 seconds")
         given = (self.num_processes, self.process_id)
         if self.coordinator in (None, "auto"):
             if given != (None, None):
@@ -78,6 +82,10 @@ def parse(cls: Any, argv: Sequence[str], prog: str, known: Sequence[str], **kwar
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(cls, args=list(argv), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **kwargs)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"the help cannot be printed: {error.strerror}") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

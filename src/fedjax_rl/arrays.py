@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_rl.numerics import PRNG
+
 
 def flatten(state: Any) -> dict[str, np.ndarray]:
     """The state's arrays on the host by path ("server.shared..."); typed keys as their raw words."""
@@ -48,5 +50,5 @@ def _leaf(arrays: dict[str, np.ndarray], key: str, like: Any) -> Any:
     # a copy: the state is donated to the next round, and must not share memory with what orbax read
     value = jax.numpy.array(arrays[key] if key in arrays else np.zeros(raw.shape, raw.dtype))
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(like) if isinstance(like, jax.Array) else None)
+        return jax.random.wrap_key_data(value, impl=PRNG)
     return value

@@ -15,7 +15,8 @@ from fedjax_rl.aggregators import mean
 from fedjax_rl.algorithms import ALGORITHMS, keep_on_client, with_stragglers
 from fedjax_rl.clients import SELECTIONS
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.envs import Env, make_env
+from fedjax_rl.envs import Env, make_env, platform
+from fedjax_rl.numerics import root_key
 from fedjax_rl.optimizers import SERVER_OPTIMIZERS
 from fedjax_rl.rl.critics import NAME as CRITIC
 from fedjax_rl.rl.critics import mlp_critic
@@ -55,6 +56,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
             env = make_env(config.env, backend=config.backend, observation=config.observation)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        platform()  # refused in one line, where the environment has not asked for a device
     of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
     problem = make_problem(
         env,
@@ -162,14 +164,14 @@ def make_group(configs: Sequence[Config]) -> Group:
 
 def initial_state(run: Run) -> State:
     """The state before the first round; all of it follows from the seed."""
-    return jax.jit(run.simulation.init)(jax.random.key(run.config.seed))
+    return jax.jit(run.simulation.init)(root_key(run.config.seed))
 
 
 def initial_states(group: Group) -> State:
     """Every member's state [G] before the first round."""
 
     def init(seed, values):
-        return group.member(values).simulation.init(jax.random.key(seed))
+        return group.member(values).simulation.init(root_key(seed))
 
     seeds = np.array([c.seed for c in group.configs], np.uint32)
     return placement.jit(jax.vmap(init), group.mesh, by_member=True)(seeds, group.values)
@@ -177,7 +179,7 @@ def initial_states(group: Group) -> State:
 
 def abstract_state(run: Run) -> State:
     """Shapes and types of the state, without computing it."""
-    return jax.eval_shape(run.simulation.init, jax.random.key(run.config.seed))
+    return jax.eval_shape(run.simulation.init, root_key(run.config.seed))
 
 
 def round_of(group: Group, states: State, alive: Array, values: dict[str, Array]) -> tuple[State, Array, Metrics]:

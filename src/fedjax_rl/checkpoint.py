@@ -6,6 +6,7 @@ Restoring walks from the newest step to the oldest and takes the first that pass
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +17,32 @@ import numpy as np
 
 from fedjax_rl import digest
 from fedjax_rl.arrays import flatten, flatten_shapes, unflatten
+from fedjax_rl.digest import saved_config, steps
+from fedjax_rl.exits import CannotWrite, NoCheckpoint
+from fedjax_rl.files import explain
+from fedjax_rl.mending import set_aside
 from fedjax_rl.placement import is_first
+from fedjax_rl.rules import ConfigError
+from fedjax_rl.rundir import CHECKPOINTS, KEEP
 
-KEEP = 3  # newest steps kept, beside the best one and those of keep_every
+__all__ = [
+    "CannotSave",
+    "NoCheckpoint",
+    "best_step",
+    "probe",
+    "restore",
+    "save",
+    "saved_config",
+    "set_aside_after",
+    "set_score",
+    "steps",
+]
+
+UNUSABLE = frozenset("[]|\\")  # in a path: patterns, pipelines and another system's separator to the storage library
 
 
-class NoCheckpoint(Exception):
-    """No step of the run can be used (exit code 4)."""
-
-
-class CannotSave(Exception):
-    """A step could not be written; the older ones are as they were (exit code 1)."""
+class CannotSave(CannotWrite):
+    """A step could not be written; the older ones are as they were."""
 
 
 class Restored(NamedTuple):
@@ -48,10 +64,43 @@ def save(
         return
     try:
         _write(directory, step, state, score, config)
+        _retain(directory, keep_every)
+    except OSError as error:
+        raise CannotSave(f"cannot save checkpoint {directory / str(step)}: {explain(error)}") from error
     except Exception as error:  # orbax raises whatever its storage layer met
         reason = str(error).strip().split(": ")[-1] or type(error).__name__
         raise CannotSave(f"cannot save checkpoint {directory / str(step)}: {reason}") from error
-    _retain(directory, keep_every)
+
+
+def probe(run: Path) -> None:
+    """See that checkpoints can be kept in a run's directory, which is to be made, and leave nothing there.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    if not is_first():
+        return
+    where = run.absolute()
+    if UNUSABLE & set(str(where)) or not _is_utf8(where):
+        raise ConfigError(
+            f"--out {run}: the storage library can keep no checkpoints below a path with {' '.join(sorted(UNUSABLE))} "
+            "or bytes that are not UTF-8; choose another name"
+        )
+    made = next(path for path in (*reversed(where.parents), where, where / CHECKPOINTS) if not os.path.lexists(path))
+    try:
+        _write(where / CHECKPOINTS / "probe", 0, {"x": np.arange(3.0)}, None, "")
+    except Exception as error:  # orbax raises whatever its storage layer met
+        reason = explain(error) if isinstance(error, OSError) else (str(error).strip().splitlines() or ["?"])[-1][:200]
+        raise ConfigError(f"--out {run}: checkpoints cannot be kept there: {reason}; choose another place") from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _write(directory: Path, step: int, state: Any, score: float | None, config: str) -> None:
@@ -63,6 +112,10 @@ def _write(directory: Path, step: int, state: Any, score: float | None, config: 
         manager.save(step, args=_orbax().args.PyTreeSave(arrays))
         manager.wait_until_finished()
         manager.check_for_errors()
+        back = manager.restore(step, args=_orbax().args.PyTreeRestore(arrays))
+    for key, value in arrays.items():
+        if back[key].tobytes() != value.tobytes():
+            raise ValueError(f"{key} is not what was written when it is read back")
     record = {"step": step, "score": score, "config": config, "files": digest.hashes(path)}
     digest.write(directory, record)
 
@@ -81,8 +134,9 @@ def restore(
     Newer steps than `at_most` are passed over. With `part`, `like` may lack arrays that were saved: only what it has is
     read.
     """
-    rejected = []
     wanted = [s for s in steps(directory) if at_most is None or s <= at_most]
+    lost = [s for s in digest.unfinished(directory) if step is None and s > max(wanted, default=-1)]
+    rejected = [f"checkpoint {directory / str(s)} rejected: it has no digest, so its saving did not end" for s in lost]
     for candidate in wanted if step is None else [step]:
         try:
             state = _load(directory, candidate, like, part)
@@ -95,13 +149,8 @@ def restore(
         return Restored(state, candidate)
     for line in rejected:
         say(line)
-    raise NoCheckpoint(f"no usable checkpoint in {directory}" + (f" for step {step}" if step is not None else ""))
-
-
-def steps(directory: Path) -> list[int]:
-    """Finished steps, newest first (a step without a digest is unfinished)."""
-    found = [p.name.removesuffix(".digest.json") for p in directory.glob("*.digest.json")]
-    return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+    which = f" for step {step}" if step is not None else ""
+    raise NoCheckpoint(f"no usable checkpoint in {directory}{which}", directory.parent)
 
 
 def best_step(directory: Path) -> int | None:
@@ -115,7 +164,7 @@ def set_aside_after(directory: Path, step: int) -> None:
     """Move the finished steps past `step` out of the way: they were rejected, and will be written again."""
     if not is_first():
         return
-    for newer in steps(directory):
+    for newer in {*steps(directory), *digest.unfinished(directory)}:
         if newer > step:
             _set_aside(directory, newer)
 
@@ -124,18 +173,10 @@ def set_score(directory: Path, step: int, score: float) -> None:
     """Record the score of a step that was saved before it was evaluated."""
     if not is_first():
         return
-    if digest.path_of(directory, step).exists():
+    try:
         digest.write(directory, {**digest.read(directory, step), "score": score})
-
-
-def saved_config(directory: Path) -> str:
-    """The text of the configuration that the newest step with a sound digest was saved under; "" if none says so."""
-    for step in steps(directory):
-        try:
-            return digest.read(directory, step).get("config", "")
-        except ValueError:
-            continue
-    return ""
+    except ValueError:  # what is damaged keeps its digest, and has no score
+        return
 
 
 def _load(directory: Path, step: int, like: Any, part: bool) -> Any:
@@ -169,14 +210,8 @@ def _retain(directory: Path, keep_every: int) -> None:
 def _set_aside(directory: Path, step: int) -> None:
     """Move an unfinished or rejected step of the same number out of the way, never deleting it."""
     path, record = directory / str(step), digest.path_of(directory, step)
-    if not (path.exists() or record.exists()):
-        return
-    aside = directory.parent / "rejected"
-    aside.mkdir(exist_ok=True)
-    number = sum(1 for _ in aside.iterdir())
-    for item in (path, record):
-        if item.exists():
-            item.rename(aside / f"{number}-{item.name}")
+    if path.exists() or record.exists():
+        set_aside(directory.parent, path, record)
 
 
 def _score(directory: Path, step: int) -> float | None:

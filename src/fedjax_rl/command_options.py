@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from fedjax_rl import output
 from fedjax_rl.arguments import MachineOptions, options, parse
 from fedjax_rl.config import CONFIGS, ENV_NAMES, SERVER_NAMES, Config, ConfigError, nearest
 from fedjax_rl.presets import PRESETS
@@ -38,6 +39,7 @@ class EvalOptions(MachineOptions):
     step: int | None = None  # round of the checkpoint (default: the newest good one)
     best: bool = False  # the checkpoint with the highest evaluated return after one step
     clients: str = "all"  # all: the federation's clients, new: clients never trained on
+    eval_clients: int | None = None  # of the federation's clients, the first so many (default: all)
     new_clients: int | None = None  # number of new clients (default: the run's)
     model: str | None = None  # start from each client's personal model or the global one (default: the algorithm's)
     adapt_steps: int | None = None  # adaptation steps (default: the run's)
@@ -54,8 +56,18 @@ class EvalOptions(MachineOptions):
         _one_of("backend", self.backend, ("auto", "native", "fused", "mjx"))
         _at_least("step", self.step, 0)
         _at_least("new-clients", self.new_clients, 1)
+        _at_least("eval-clients", self.eval_clients, 1)
         _at_least("adapt-steps", self.adapt_steps, 0)
         self.rates(0.0)
+
+    def check(self, config: Config) -> None:
+        """Refuse what this run does not have."""
+        if self.eval_clients is not None and self.eval_clients > config.num_clients:
+            raise ConfigError(f"--eval-clients {self.eval_clients}: this run has {config.num_clients} clients")
+
+    def count(self, config: Config) -> int:
+        """How many of the federation's clients are evaluated."""
+        return self.eval_clients or config.num_clients
 
     def rates(self, default: float) -> tuple[float, ...]:
         """The adaptation rates as numbers."""
@@ -203,12 +215,13 @@ def show_list(as_json: bool) -> int:
         "server optimizers": list(SERVER_NAMES),
     }
     if as_json:
-        print(json_module.dumps(names))
+        output.result(json_module.dumps(names))
         return 0
+    lines = []
     for title, entries in names.items():
-        print(f"{title}:")
-        for name in entries:
-            print(f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}")
+        lines.append(f"{title}:")
+        lines += [f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}" for name in entries]
+    output.result("\n".join(lines))
     return 0
 
 

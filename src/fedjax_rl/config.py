@@ -27,7 +27,11 @@ SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
 # What decides where or how often something is computed or kept, but no number of the result.
 EXECUTION = frozenset(
-    ("backend", "client_batch", "save_every", "keep_every", "nan_dump", "eval_every", "eval_clients", "new_clients")
+    "backend client_batch save_every keep_every nan_dump eval_every eval_clients final_clients new_clients".split()
+)
+# Values that runs of earlier versions lack; what they did then is the default.
+LATER = frozenset(
+    "critic value_coef entropy_coef keep_every nan_dump dropout stragglers server_half_life final_clients".split()
 )
 
 
@@ -66,7 +70,8 @@ class Config:
     entropy_coef: float = number(0.0, 0, 100)  # weight of the policy's entropy in the objective
     client_batch: int = number(0, 0, BIG)  # clients computed at a time (0: 1 on CPU, all on GPU and TPU)
     eval_every: int = number(0, 0, BIG)  # rounds between evaluations (0: at the end only)
-    eval_clients: int = number(0, 0, BIG)  # clients in those evaluations (0: all); the last one always takes all
+    eval_clients: int = number(0, 0, BIG)  # clients in those evaluations (0: all)
+    final_clients: int = number(0, 0, BIG)  # clients in the last evaluation (0: all)
     adapt_steps: int = number(3, 0, 100)  # adaptation steps in an evaluation
     new_clients: int = number(100, 0, BIG)  # clients never trained on, in the last evaluation
     save_every: int = number(10, 1, BIG)  # rounds between checkpoints
@@ -78,7 +83,7 @@ class Config:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
-        for small in ("clients_per_round", "eval_clients", "client_batch"):
+        for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
             if getattr(self, small) > self.num_clients:
                 raise ConfigError(
                     f"{small} = {getattr(self, small)}: must be at most num_clients = {self.num_clients}; "

@@ -3,21 +3,24 @@
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_rl import output
 from fedjax_rl.envs import make_env, resolve_backend
 from fedjax_rl.envs.physics.fused.compiler import Unavailable, find
+from fedjax_rl.host import cores
+from fedjax_rl.numerics import pinned, root_key
 from fedjax_rl.rundir import versions
 
 ENV = "half_cheetah/direction"
 BATCH = 64
 
 
+@pinned()
 def doctor(*, as_json: bool) -> int:
     """Print the findings; exit code 0 when the physics runs and the directory can be written."""
     backend = resolve_backend("auto")  # first: native physics needs a setting that JAX reads with its first device
@@ -25,7 +28,7 @@ def doctor(*, as_json: bool) -> int:
         "python": platform.python_version(),
         **versions(),
         "devices": ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "backend": backend,
     }
     problems = []
@@ -46,12 +49,14 @@ def doctor(*, as_json: bool) -> int:
     except OSError as error:
         problems.append(f"the current directory cannot be written: {error.strerror}")
     if as_json:
-        print(json.dumps({**found, "problems": problems}))
+        output.result(json.dumps({**found, "problems": problems}))
     else:
-        width = max(map(len, found))
+        width, lines = max(map(len, found)), []
         for key, value in found.items():
-            print(f"{key:<{width}}  {'not installed' if value is None else value}")
-        print("\n".join(problems) or "all is well", file=sys.stderr if problems else sys.stdout)
+            lines.append(f"{key:<{width}}  {'not installed' if value is None else value}")
+        output.result("\n".join([*lines, *([] if problems else ["all is well"])]))
+        for problem in problems:
+            output.inform(problem)
     return 1 if problems else 0
 
 
@@ -65,7 +70,7 @@ def physics_speed(engine: str, seconds: float = 1.0) -> float:
     """Environment steps per second of a batch of half-cheetahs at zero action, compilation left out."""
     env = make_env(ENV, backend=engine)
     tasks = jnp.ones(BATCH)
-    keys = jax.random.split(jax.random.key(0), BATCH)
+    keys = jax.random.split(root_key(0), BATCH)
     step = jax.jit(jax.vmap(lambda s, t: env.step(s, jnp.zeros(env.spec.action_size), t)))
     state = jax.block_until_ready(step(jax.jit(jax.vmap(env.reset))(keys, tasks), tasks))
     if not bool(jnp.isfinite(state.obs).all()):

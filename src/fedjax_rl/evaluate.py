@@ -51,6 +51,7 @@ def column_keys(key: Key, j: int, ids: Array) -> Key:
 def make_evaluate(
     make: Callable[[Any], tuple[Problem, Algorithm]],
     mesh: Mesh | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Callable[[Sequence[Any], Shared, Tree, Tree, Key], Array]:
     """Evaluation of n clients, trained or new, AT_ONCE by AT_ONCE.
 
@@ -59,6 +60,7 @@ def make_evaluate(
 
     Args:
       make, mesh: as for `make_steps`.
+      pause: called before every column, which may take minutes; it may end the evaluation by raising.
 
     Returns:
       (values of each column [k+1], shared, clients [n], tasks [n], key) -> returns [n, k+1] in the undiscounted return
@@ -70,6 +72,7 @@ def make_evaluate(
         models = start(values[0], shared, clients, tasks)
         columns = []
         for j, now in enumerate(values):
+            pause()
             # the step after the last column is not needed; taking it costs less than compiling a second program
             returned, models = column(now, shared, clients, models, tasks, column_keys(key, j, ids))
             columns.append(returned)

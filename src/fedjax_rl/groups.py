@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rl import rundir
+from fedjax_rl import records, rundir
 from fedjax_rl.config import EXECUTION, Config, ConfigError
+from fedjax_rl.files import explain
 
 
 class LeftOut(Exception):
@@ -56,9 +57,9 @@ class Group(NamedTuple):
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """(environment steps [R], values [S, R]) of a metric by round, or None if a run does not have it."""
-        count = min(len(run.rounds) for run in self.runs)
-        rows = [run.rounds[:count] for run in self.runs]
-        if not count or not all(name in row for run in rows for row in run):
+        numbers = set.intersection(*[{row["round"] for row in run.rounds} for run in self.runs])
+        rows = [[row for row in run.rounds if row["round"] in numbers] for run in self.runs]
+        if not numbers or not all(row.get(name) is not None for run in rows for row in run):
             return None
         x = np.array([row["round"] for row in rows[0]]) * self.env_steps_per_round()
         return x, np.array([[row[name] for row in run] for run in rows], float)
@@ -67,15 +68,21 @@ class Group(NamedTuple):
 def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Group]:
     """The groups of all runs at and below `paths`, in the order in which their first runs come."""
     runs: list[Run] = []
+    left_out: list[str] = []
     for path in {found.resolve(): found for root in paths for found in find(root)}.values():  # named twice: once
         try:
             runs.append(read(path))
         except LeftOut as reason:
-            warn(f"{path} is left out: {reason}")
+            left_out.append(f"{path} is left out: {reason}")
     if not runs:
-        raise ConfigError(
-            "no run has a final evaluation, so there is nothing to report; finish one with: fedjax-rl resume RUN"
-        )
+        why = "; ".join(left_out[:3])
+        raise ConfigError(f"no run has a final evaluation to report ({why}); finish one with: fedjax-rl resume RUN")
+    for line in left_out:
+        warn(line)
+    for run in runs:
+        missing = run.config.rounds - len(run.rounds)
+        if missing:
+            warn(f"{run.path}: {rundir.METRICS} lacks {missing} of {run.config.rounds} rounds, and so do its curves")
     envs = sorted({run.config.env for run in runs})
     if len(envs) > 1:
         raise ConfigError(f"the runs are of different environments ({', '.join(envs)}); report one at a time")
@@ -99,12 +106,19 @@ def find(root: Path) -> list[Path]:
 
 
 def read(path: Path) -> Run:
-    """A run from its text files alone."""
+    """A run from its text files alone.
+
+    Raises:
+      LeftOut: it has no final evaluation, or a file is not what was written.
+    """
     try:
-        config = rundir.read_config(path)
+        config = rundir.open_run(path)
+        final = [row for row in records.sound(path / rundir.EVAL) if row["final"]]
+        rounds = records.sound(path / rundir.METRICS)
+    except OSError as error:
+        raise LeftOut(explain(error)) from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    final = [row for row in rundir.read_lines(path / rundir.EVAL) if row.get("final")]
+        raise LeftOut(str(error)) from None
     if not final:
         raise LeftOut("it has no final evaluation")
     last = final[-1]
@@ -112,7 +126,7 @@ def read(path: Path) -> Run:
     returns = {name: np.array(last[f"{name}/returns"], float) for name in names}
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise LeftOut("its final evaluation holds returns that are not finite")
-    rounds = [row for row in rundir.read_lines(path / rundir.METRICS) if row["round"] <= last["round"]]
+    rounds = [row for row in rounds if row["round"] <= last["round"]]
     return Run(path, replace(config, rounds=last["round"]), returns, rounds)
 
 

@@ -1,15 +1,20 @@
 """Where a configuration's values come from besides the command line: a TOML file and the environment."""
 
+import hashlib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fedjax_rl.config import CONFIGS, Config, ConfigError, build, config_class, nearest
+from fedjax_rl.config import CONFIGS, EXECUTION, LATER, Config, ConfigError, build, config_class, nearest
+from fedjax_rl.files import read_text
 
 SCHEMA = 1
 ENV_PREFIX = "FEDJAX_RL_"
+LONGEST = 16_384
+SEAL = "# sha256 of what decides the result: "
 
 
 def environment_layer(algorithm: str, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -40,20 +45,18 @@ def _parsed(variable: str, text: str, default: Any) -> Any:
 
 def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
     """(algorithm or None, values) of a TOML file, as `to_toml` writes it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return _values(file.read(), path)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    return _values(read_text(path), path)
 
 
 def _values(text: str, where: object) -> tuple[str | None, dict[str, Any]]:
+    if len(text) > LONGEST:  # reading some texts takes the square of their length
+        raise ConfigError(f"{where} is not a configuration: it has {len(text):,} signs, at most {LONGEST:,} are read")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where} is not TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:  # a ValueError: a number of more digits than Python reads
+        raise ConfigError(f"{where} is not TOML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is not a configuration: it is nested too deeply") from None
     schema = values.pop("schema", SCHEMA)
     if schema != SCHEMA:
         raise ConfigError(f"{where}: schema = {schema!r}: this version reads schema {SCHEMA}")
@@ -64,15 +67,27 @@ def _values(text: str, where: object) -> tuple[str | None, dict[str, Any]]:
 
 
 def load(path: str | os.PathLike) -> Config:
-    """The configuration that a file written by `to_toml` holds."""
-    algorithm, values = read_toml(path)
-    return build(algorithm or "fmrl", values)
+    """The configuration of a run's own file, which holds every value."""
+    return loads(read_text(path), path)
 
 
-def loads(text: str) -> Config:
-    """The configuration of a text written by `to_toml`."""
-    algorithm, values = _values(text, "the configuration")
-    return build(algorithm or "fmrl", values)
+def loads(text: str, where: object = "the configuration") -> Config:
+    """The configuration of a text written by `to_toml`.
+
+    Raises:
+      ConfigError: a value is missing that runs of all versions have, or the text is sealed and one was changed.
+    """
+    algorithm, values = _values(text, where)
+    if algorithm is None:
+        raise ConfigError(f"{where} is damaged: it names no algorithm")
+    config = build(algorithm, values)
+    missing = [item.name for item in fields(config) if item.name not in values.keys() | LATER]
+    if missing:
+        raise ConfigError(f"{where} is damaged: it lacks {', '.join(missing)}")
+    seal = text.rpartition(SEAL)[2].strip() if SEAL in text else None
+    if seal not in (None, _seal(algorithm, values)):
+        raise ConfigError(f"{where} was changed: what decides the result is not what was written, by its sha256")
+    return config
 
 
 def to_toml(config: Config) -> str:
@@ -82,10 +97,21 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_sealed_toml(config: Config) -> str:
+    """The same with the hash of what decides the result, for a run's own file: `loads` notices a changed value."""
+    text = to_toml(config)
+    return f"{text}{SEAL}{_seal(*_values(text, 'the configuration'))}\n"
+
+
+def _seal(algorithm: str, values: Mapping[str, Any]) -> str:
+    """A hash of the values that a run keeps for ever: `rounds` may grow, and EXECUTION changes no number."""
+    kept = sorted(f"{key} = {value!r}\n" for key, value in values.items() if key not in EXECUTION | {"rounds"})
+    return hashlib.sha256("".join([algorithm, "\n", *kept]).encode()).hexdigest()
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value)  # a JSON string is a basic string of TOML
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return repr(value)

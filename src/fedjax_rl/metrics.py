@@ -1,11 +1,11 @@
 """Numbers for people: means, 95 % confidence intervals and the table that a run ends with."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 RESAMPLES = 2000
 
@@ -19,41 +19,17 @@ def short(values: Any) -> Any:
     return np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape).tolist()
 
 
-@functools.cache
 def t_quantile(p: float, dof: int) -> float:
-    """The p-quantile of Student's t with `dof` degrees of freedom, by bisection on its distribution function."""
-    if p < 0.5:
-        return -t_quantile(1.0 - p, dof)
-    low, high = 0.0, 1.0
-    while t_cdf(high, dof) < p:
-        high *= 2.0
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if t_cdf(middle, dof) < p else (low, middle)
-    return 0.5 * (low + high)
+    """The p-quantile of Student's t with `dof` degrees of freedom."""
+    return float(scipy.special.stdtrit(dof, p))
 
 
-def t_cdf(t: float, dof: int) -> float:
-    """P(T <= t) for t >= 0 and integer dof: the finite trigonometric sums of Abramowitz and Stegun 26.7.3-26.7.4."""
-    angle = math.atan(t / math.sqrt(dof))
-    cos2, term, total = math.cos(angle) ** 2, 1.0, 0.0
-    if dof % 2:  # A = 2/pi (angle + sin cos (1 + 2/3 cos^2 + 2*4/(3*5) cos^4 + ...))
-        for k in range(1, (dof - 1) // 2 + 1):
-            total += term
-            term *= cos2 * (2 * k) / (2 * k + 1)
-        return 0.5 + (angle + math.sin(angle) * math.cos(angle) * total) / math.pi
-    for k in range(1, dof // 2 + 1):  # A = sin (1 + 1/2 cos^2 + 1*3/(2*4) cos^4 + ...)
-        total += term
-        term *= cos2 * (2 * k - 1) / (2 * k)
-    return 0.5 + 0.5 * math.sin(angle) * total
-
-
-def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half-width of the 95 % interval t_.975 s / sqrt(n)); the half-width is 0 for fewer than two values."""
+def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
+    """(mean, half-width of the 95 % interval t_.975 s / sqrt(n)); one value has no interval: None."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
-        return mean, 0.0
+        return mean, None
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
     return mean, t_quantile(0.975, n - 1) * math.sqrt(variance / n)
 
@@ -119,7 +95,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     header = ["return", "clients", "before", *[f"{j} step{'s' if j > 1 else ''}" for j in range(1, steps + 1)]]
     rows = [header]
     for label, s in summaries.items():
-        cells = [f"{m:.1f} ± {c:.1f}" for m, c in zip(s["mean"], s["ci95"], strict=True)]
+        cells = [f"{m:.1f} ± {'-' if c is None else f'{c:.1f}'}" for m, c in zip(s["mean"], s["ci95"], strict=True)]
         rows.append([label, str(s["num_clients"]), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [

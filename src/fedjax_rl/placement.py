@@ -8,6 +8,7 @@ nothing inside a rollout ever waits for another device.
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedjax_rl import lifeline
+from fedjax_rl.exits import ProcessLost
+from fedjax_rl.rules import ConfigError
 from fedjax_rl.types import Array, Tree
 
 CLIENTS, MEMBERS = "clients", "members"
@@ -80,15 +84,70 @@ def whole(tree: Tree, mesh: Mesh | None) -> Tree:
     return jit(lambda rows: jax.tree.map(_typed_as, rows, tree), mesh)(raw)
 
 
-def join_processes(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Join the other processes of the run, before any device is touched.
+def ask_cluster(timeout: int) -> tuple[str, int, int, Any]:
+    """What Slurm, Open MPI, GKE or a TPU pod says of this process's place.
 
-    coordinator: HOST:PORT of the first process, or "auto" where the cluster tells (Slurm, Open MPI, GKE, TPU pods).
+    Returns:
+      HOST:PORT of process 0, how many processes there are, which one this is, and its devices (None for all).
+
+    Raises:
+      ConfigError: the cluster does not tell.
     """
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+    from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize() asks as well
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    found = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, timeout)
+    if None in found[:3]:
+        needed = "--coordinator HOST:PORT, --num-processes and --process-id"
+        raise ConfigError(f"--coordinator auto: this is no cluster that JAX knows; give {needed}")
+    return found
+
+
+def start_processes() -> None:
+    """Start JAX in processes that have met, before any device is touched.
+
+    Who is gone is the lifeline's affair; JAX, which would end the others with a C++ stack, is told to wait for ever.
+
+    Raises:
+      ProcessLost: JAX cannot start.
+    """
+    line = lifeline.joined()
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which is ours
+    for_ever = 7 * 24 * 3600  # s
+    service = f"127.0.0.1:{line.service}"
+    try:
+        jax.distributed.initialize(
+            service,
+            line.count,
+            line.number,
+            line.devices,
+            coordinator_bind_address=service,
+            heartbeat_timeout_seconds=for_ever,
+            shutdown_timeout_seconds=for_ever,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ProcessLost(f"JAX cannot start in process {line.number} of {line.count}: {reason[0]}") from None
+
+
+def same_devices() -> None:
+    """Compare the kind of the processes' devices, which decides the last digits.
+
+    Raises:
+      ConfigError: in all of them, when one has another.
+    """
+    lifeline.same({"device": jax.local_devices()[0].device_kind})
+
+
+def settings() -> dict[str, Any]:
+    """What of JAX's settings may decide numbers or how processes talk, and is not pinned (numerics.py)."""
+    names = ("jax_platforms", "jax_default_matmul_precision", "jax_cpu_collectives_implementation")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    local = ("--xla_dump", "--xla_force_host_platform_device_count")  # each process may have its own
+    return {
+        **{name: getattr(jax.config, name) for name in names},
+        "XLA_FLAGS": " ".join(flag for flag in flags if not flag.startswith(local)),
+    }
 
 
 def is_first() -> bool:
@@ -101,6 +160,14 @@ def agree(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+def agree_to_end(signal_number: int) -> int:
+    """`agree`, on the signal that ends all processes; 0 for none."""
+    number = agree(signal_number)
+    if number:
+        lifeline.all_end()
+    return number
 
 
 def _gather(rows: Tree) -> Tree:

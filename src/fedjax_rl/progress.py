@@ -1,12 +1,13 @@
 """What a person sees while a run goes on, on stderr; data never goes there."""
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedjax_rl import output
 
 LOG_EVERY_S = 10.0  # without a terminal, one line per so many seconds
 
@@ -29,16 +30,18 @@ class Reporter:
         if self.bar is not None:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            output.inform(line)
 
     def start(self, done: int, total: int) -> None:
         """Begin `total` rounds of which `done` are behind."""
         self.total = total
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not output.stderr.isatty():
             return
         columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn()]
         columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
-        self.bar = Progress(*columns, console=Console(stderr=True))
+        # without redirection: rich would put itself in the place of sys.stderr, to which our stream writes
+        console = Console(file=output.stderr)
+        self.bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         self.task = self.bar.add_task("", total=total, completed=done, text="")
         self.bar.start()
 

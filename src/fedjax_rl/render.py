@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl import scoring, simulate, trees
+from fedjax_rl import output, scoring, simulate, trees
 from fedjax_rl.build import Run
 from fedjax_rl.command_options import RenderOptions
-from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import Env
 from fedjax_rl.envs.mujoco_env import load_asset
+from fedjax_rl.files import write_new
+from fedjax_rl.numerics import root_key
 from fedjax_rl.rl.policies import Policy, gaussian_mlp
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.types import Array, Key, Params, Task
@@ -41,14 +42,9 @@ def render(run: Run, state: simulate.State, options: RenderOptions) -> None:
         from fedjax_rl.render_html import make_writer
     rows = panels(run, state, options.ids(), options.adapt_steps)
     content = make_writer(xml)(rows)
-    try:
-        with open(options.out, "xb") as file:
-            file.write(content)
-    except OSError as error:
-        raise ConfigError(f"cannot write --out {options.out}: {error.strerror}") from None
-    for row in rows:
-        print(f"{row[0].client}: {'; '.join(panel.model for panel in row)}")
-    print(options.out)
+    write_new(options.out, content)
+    lines = [f"{row[0].client}: {'; '.join(panel.model for panel in row)}" for row in rows]
+    output.result("\n".join([*lines, output.printable(str(options.out))]), f"the film is in {options.out}")
 
 
 def panels(run: Run, state: simulate.State, clients: tuple[int, ...], steps: int) -> list[list[Panel]]:
@@ -76,7 +72,7 @@ def make_film(env: Env, policy: Policy) -> Callable[[Params, Task, Key], tuple[A
     the policy is shown the part that is its own. An episode that is over stays where it ended.
     """
     size = env.spec.observation_size
-    nq = jax.eval_shape(env.reset, jax.random.key(0), None).physics.qpos.shape[0]
+    nq = jax.eval_shape(env.reset, root_key(0), None).physics.qpos.shape[0]
     loaded = lambda state: state._replace(obs=jnp.concatenate([state.obs, state.physics.qpos]))
     recording = env._replace(
         reset=lambda key, task: loaded(env.reset(key, task)),

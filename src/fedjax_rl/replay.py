@@ -1,6 +1,10 @@
 """One client's part of one round, written down when its numbers ceased to be finite, and done again alone."""
 
+import io
+import math
 import traceback
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,12 @@ import numpy as np
 
 import fedjax_rl
 from fedjax_rl import rundir
-from fedjax_rl.arrays import flatten, unflatten
+from fedjax_rl.arrays import flatten, flatten_shapes, unflatten
 from fedjax_rl.build import Run, abstract_state, make_run
 from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.files import explain
 from fedjax_rl.layers import loads, to_toml
+from fedjax_rl.numerics import pinned
 from fedjax_rl.simulate import State
 
 DUMPS = "nan"  # directory of the dumps in a run directory
@@ -33,13 +39,17 @@ def dump(run: Run, config: Config, state: State, client: int, directory: Path) -
     return path
 
 
+@pinned()
 def replay(path: Path) -> str:
     """What happens to the client of a dump when it works alone and nothing is compiled, for people to read."""
     config, number, client, arrays = _read(path)
     run = make_run(config)
     _, shared, *rows = jax.eval_shape(run.simulation.cohort, abstract_state(run))
-    row = jax.tree.map(lambda x: jax.eval_shape(lambda a: a[0], x), rows)
-    args = unflatten(arrays, (shared, *row))
+    like = (shared, *jax.tree.map(lambda x: jax.eval_shape(lambda a: a[0], x), rows))
+    wanted = {name: (zeros.shape, zeros.dtype) for name, zeros in flatten_shapes(like).items() if zeros.size}
+    if wanted != {name: (array.shape, array.dtype) for name, array in arrays.items() if array.size}:
+        raise ConfigError(f"{path} is damaged: its arrays are not those of its configuration")
+    args = unflatten(arrays, like)
     title = f"client {client} in round {number}: {config.algorithm} on {config.env}"
     with jax.disable_jit():
         try:
@@ -56,16 +66,30 @@ def replay(path: Path) -> str:
 
 
 def _read(path: Path) -> tuple[Config, str, str, dict[str, np.ndarray]]:
+    hint = f"train, sweep and resume write dumps to RUN/{DUMPS} with --nan-dump"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            text, number, client = file["about"]
-            arrays = {name.removeprefix("work."): file[name] for name in file.files if name != "about"}
-    except (OSError, ValueError, KeyError):
-        what = "is not a dump" if path.exists() else "does not exist"
-        raise ConfigError(
-            f"{path} {what}; train, sweep and resume write dumps to RUN/{DUMPS} with --nan-dump"
-        ) from None
-    return loads(str(text)), number, client, arrays
+        with zipfile.ZipFile(path) as file:  # np.load would trust a header, and allocate what it says
+            arrays = {name.removesuffix(".npy"): _array(file.read(name)) for name in file.namelist()}
+        text, number, client = (str(part) for part in arrays.pop("about"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; {hint}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {explain(OSError(error.errno, error.strerror))}; {hint}") from None
+    except (ValueError, KeyError, EOFError, MemoryError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error):
+        raise ConfigError(f"{path} is not a dump, or is damaged; {hint}") from None
+    config = loads(text, f"the configuration in {path}")
+    return config, number, client, {name.removeprefix("work."): array for name, array in arrays.items()}
+
+
+def _array(content: bytes) -> np.ndarray:
+    """An array of a dump, whose header may not promise more than there is."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read(stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError("the header and the content differ")
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _where(error: Exception) -> str:

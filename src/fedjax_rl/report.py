@@ -4,11 +4,10 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fedjax_rl import metrics
+from fedjax_rl import metrics, output
 from fedjax_rl.command_options import ReportOptions
 from fedjax_rl.groups import Group, gather
 
@@ -19,9 +18,12 @@ NOTE = (
 )
 
 
-def report(options: ReportOptions) -> int:
-    """Print the tables of all groups, and draw them if a figure is asked for."""
-    groups = gather(options.runs, lambda line: print(line, file=sys.stderr))
+def report(options: ReportOptions, kept: str = "") -> int:
+    """Print the tables of all groups, and draw them if a figure is asked for.
+
+    `kept` says where the result is if it cannot be printed.
+    """
+    groups = gather(options.runs, output.inform)
     if options.figure:
         from fedjax_rl import plot
 
@@ -31,12 +33,13 @@ def report(options: ReportOptions) -> int:
     env = groups[0].runs[0].config.env
     if options.json:
         runs = {group.label: [str(run.path) for run in group.runs] for group in groups}
-        print(json.dumps({"env": env, "runs": runs, "rows": [row for part in rows.values() for row in part]}))
+        text = json.dumps({"env": env, "runs": runs, "rows": [row for part in rows.values() for row in part]})
     elif options.format == "csv":
-        print(as_csv([row for part in rows.values() for row in part]), end="")
+        text = as_csv([row for part in rows.values() for row in part]).rstrip()
     else:
         write = {"md": as_markdown, "latex": as_latex}[options.format]
-        print("\n\n".join(write(f"{env}, {CLIENTS[name]} clients", part) for name, part in rows.items()))
+        text = "\n\n".join(write(f"{env}, {CLIENTS[name]} clients", part) for name, part in rows.items())
+    output.result(text, kept)
     return 0
 
 

@@ -4,19 +4,28 @@ Imports neither jax nor mujoco, so that a mistake is answered at once.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
 
+from fedjax_rl.exits import Refusal
 
-class ConfigError(ValueError):
-    """A mistake of the person who typed the configuration: one line, no traceback, exit code 2."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class ConfigError(Refusal, ValueError):
+    """A mistake of the person who typed the configuration, or a file that is not what it has to be (exit code 2)."""
+
+
+FLOAT32_TINY = 2.0**-126  # the smallest number that float32 holds in full and processors do not take for 0
 
 
 class Rule(NamedTuple):
     """The legal values of one field: a closed range (low excluded if `above`), or a list of names.
 
-    prefix: what a name may begin with that is not on the list and is checked where it is used; "" for none.
+    prefix: what a name may begin with that is not on the list; its rest, of letters, digits, _, - and ., is looked up
+    where it is used. "" for none.
     """
 
     low: float | None = None
@@ -63,9 +72,12 @@ def checked(key: str, value: Any, item: Any) -> Any:
 
 
 def _checked_name(key: str, value: Any, rule: Rule) -> str:
-    is_open = rule.prefix and isinstance(value, str) and value.startswith(rule.prefix)
-    if value in rule.choices or is_open:
+    if value in rule.choices:
         return value
+    if rule.prefix and isinstance(value, str) and value.startswith(rule.prefix):
+        if PLAIN_NAME.fullmatch(value, len(rule.prefix)):
+            return value
+        raise ConfigError(f"{key} = {value!r}: only letters, digits, _, - and . may follow {rule.prefix}")
     raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
 
 
@@ -76,4 +88,6 @@ def _checked_number(key: str, value: Any, rule: Rule, kind: type) -> Any:
         raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}")
     if not (value > rule.low if rule.above else value >= rule.low) or not value <= rule.high:
         raise ConfigError(f"{key} = {value!r}: must be {word}, {rule}; choose a value in that range")
+    if kind is float and 0 < abs(value) < FLOAT32_TINY:
+        raise ConfigError(f"{key} = {value!r}: is 0 to the arithmetic, which is float32; choose 0 or at least 1.2e-38")
     return kind(value)

@@ -1,7 +1,9 @@
 """A run directory: what is in it and who may write there."""
 
+import errno
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -10,16 +12,23 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.layers import load, loads, to_toml
+from fedjax_rl import digest, exits, host, output, records
+from fedjax_rl.config import EXECUTION, Config, ConfigError
+from fedjax_rl.files import explain, read_text, write_text
+from fedjax_rl.layers import SEAL, load, loads, to_sealed_toml, to_toml
+from fedjax_rl.records import EVAL, METRICS
 
-CONFIG, ENV, METRICS, EVAL, CHECKPOINTS = "config.toml", "env.json", "metrics.jsonl", "eval.jsonl", "ckpt"
+CONFIG, ENV, CHECKPOINTS, REJECTED = "config.toml", "env.json", "ckpt", "rejected"
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
+KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
+
+REMEDY = f"put it back into {CONFIG}, or train anew with another --out"
 
 _is_reader = False
 
@@ -35,7 +44,9 @@ def is_reader() -> bool:
     return _is_reader
 
 
-def _by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
+def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
+    """`fn`, which does nothing in a process that only reads."""
+
     @functools.wraps(fn)
     def call(*args, **kwargs):
         if not _is_reader:
@@ -50,7 +61,7 @@ def default_path(config: Config, kind: str = "") -> Path:
     return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-{kind or f'seed{config.seed}'}-{stamp}"
 
 
-@_by_the_writer
+@by_the_writer
 def refuse_existing(path: Path) -> None:
     """Refuse a directory that holds something, before anything is written."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -59,27 +70,27 @@ def refuse_existing(path: Path) -> None:
         raise ConfigError(f"--out {path} exists and is not empty; {hint}")
 
 
-@_by_the_writer
+@by_the_writer
 def create(path: Path, config: Config) -> None:
     """Make the directory with its config.toml and env.json."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINTS).mkdir(exist_ok=True)
         write_config(path, config)
-        (path / ENV).write_text(json.dumps(describe(config.seed), indent=1) + "\n")
+        write_text(path / ENV, json.dumps(describe(config.seed), indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write the run directory {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot write the run directory {path}: {explain(error)}") from error
 
 
-@_by_the_writer
+@by_the_writer
 def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
     """Make the directory and remember what the sweep was asked to do."""
-    plan = {member.name: to_toml(config) for member, config in members.items()}
+    plan = {"halvings": halvings, "members": {member.name: to_toml(config) for member, config in members.items()}}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / SWEEP).write_text(json.dumps({"halvings": halvings, "members": plan}, indent=1) + "\n")
+        write_text(path / SWEEP, json.dumps({**plan, "sha256": _hash_of(plan)}, indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write the sweep's directory {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot write the sweep's directory {path}: {explain(error)}") from error
 
 
 def is_sweep(path: Path) -> bool:
@@ -88,28 +99,76 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
-    """The members of a sweep, as they were asked for, and its halvings."""
+    """The members of a sweep, as they were asked for, and its halvings.
+
+    Raises:
+      ConfigError: the file is not what was written; a member's name is not one plain name among others.
+    """
+    damaged = ConfigError(f"{path / SWEEP} is damaged; its runs can be resumed one by one")
     try:
-        record = json.loads((path / SWEEP).read_text())
-        texts, halvings = record["members"].items(), record["halvings"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path / SWEEP} is damaged; its runs can be resumed one by one") from None
-    return {path / name: loads(text) for name, text in texts}, halvings
+        plan = json.loads(read_text(path / SWEEP))
+        seal = plan.pop("sha256", None)  # plans of earlier versions have none
+        texts, halvings = plan["members"], plan["halvings"]
+        is_whole = seal in (None, _hash_of(plan)) and type(halvings) is int and 0 <= halvings <= 20
+        is_whole &= bool(texts) and all(isinstance(text, str) and _is_plain(name) for name, text in texts.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged from None
+    if not is_whole:
+        raise damaged
+    return {path / name: loads(text, f"{path / SWEEP}: {name}") for name, text in texts.items()}, halvings
 
 
-@_by_the_writer
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _hash_of(plan: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+@by_the_writer
 def write_config(path: Path, config: Config) -> None:
     """Write config.toml, whole or not at all: a run whose values cannot be read, or differ, is refused."""
-    fresh = path / f"{CONFIG}.new"
-    fresh.write_text(to_toml(config))
-    fresh.replace(path / CONFIG)
+    write_text(path / CONFIG, to_sealed_toml(config))
 
 
-def read_config(path: Path) -> Config:
-    """The configuration of a run directory."""
+def open_run(path: Path) -> Config:
+    """The configuration of a run directory, as every command that opens a run takes it.
+
+    Raises:
+      ConfigError: it is no run directory, its config.toml is damaged, or its values are not those of its checkpoints.
+    """
     if not (path / CONFIG).exists():
         raise ConfigError(f"{path} is not a run directory: it has no {CONFIG}")
-    return load(path / CONFIG)
+    text = digest.saved_config(path / CHECKPOINTS)
+    where = f"{path / CONFIG} (its newest checkpoint's digest has another copy of it)" if text else path / CONFIG
+    saved = loads(text, "a checkpoint's configuration") if text else None
+    try:
+        config = load(path / CONFIG)
+    except ConfigError as error:
+        if saved is not None:  # a field that was changed is named rather than a hash
+            refuse_another(_unsealed(path / CONFIG), saved, path, REMEDY)
+        raise ConfigError(str(error).replace(str(path / CONFIG), str(where))) from None
+    if saved is not None:
+        refuse_another(config, saved, path, REMEDY)
+    return config
+
+
+def refuse_another(config: Config | None, saved: Config, path: Path, remedy: str) -> None:
+    """A ConfigError where a run does not have the values that it began with, but for its length and EXECUTION."""
+    names = ("algorithm", *[item.name for item in fields(saved)]) if config is not None else ()
+    for name in names:
+        now, then = getattr(config, name, None), getattr(saved, name)
+        if now != then and name not in EXECUTION | {"rounds"}:
+            raise ConfigError(f"{path} was trained with {name} = {then!r}, not {now!r}; {remedy}")
+
+
+def _unsealed(path: Path) -> Config | None:
+    """The configuration of a file whatever its seal says; None where it cannot be read."""
+    try:
+        return loads(read_text(path).rpartition(SEAL)[0])
+    except ConfigError:
+        return None
 
 
 @contextmanager
@@ -122,56 +181,37 @@ def writer(path: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"{path} is being written by another process; wait for it to end") from error
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ConfigError(f"{path} is being written by another process; wait for it to end") from error
+            # some network file systems have no locks
+            output.inform(f"{path} cannot be locked ({error.strerror}): see that no other process writes there")
         yield
 
 
-@_by_the_writer
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON and flush it; numbers that are not finite become null."""
-    with open(path, "a") as file:
-        file.write(json.dumps(_finite(record)) + "\n")
+@by_the_writer
+def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None:
+    """Add a record; see `records.append`."""
+    records.append(path, record, sync=sync)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; a last line cut off by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+@by_the_writer
+def sync_records(path: Path) -> None:
+    """See a run's metrics on the disk, before the checkpoint that they lead to."""
+    with open(path / METRICS, "ab") as file:
+        os.fsync(file.fileno())
 
 
-@_by_the_writer
-def go_back(path: Path, config: Config, round: int) -> None:
-    """Make the directory what it was after a round, with the configuration that it goes on with."""
-    for name in (METRICS, EVAL):
-        forget_after(path / name, round)
-    (path / DIVERGED).unlink(missing_ok=True)
-    write_config(path, config)
-
-
-@_by_the_writer
-def forget_after(path: Path, round: int) -> None:
-    """Drop the records past a round, so that a resumed run writes them again exactly once."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_lines(path) if record["round"] <= round]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
-        temporary.rename(path)
-
-
-@_by_the_writer
+@by_the_writer
 def mark_diverged(path: Path, round: int) -> None:
     """Remember that the run ceased to be finite in a round, so that its sweep does not try it again."""
-    (path / DIVERGED).write_text(json.dumps({"round": round}) + "\n")
+    write_text(path / DIVERGED, json.dumps({"round": round}) + "\n")
 
 
 def describe(seed: int) -> dict[str, Any]:
     """Where a run took place: versions, device, git revision, command line, seed."""
     import jax
+
+    from fedjax_rl.numerics import PRNG
 
     device = jax.devices()[0]
     return {
@@ -180,7 +220,9 @@ def describe(seed: int) -> dict[str, Any]:
         **versions(),
         "device": device.device_kind,
         "device_count": jax.device_count(),
-        "cores": os.cpu_count(),
+        "cores": host.cores(),
+        "prng": PRNG,
+        "environ": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_"))},
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
@@ -198,15 +240,6 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    is_bad = isinstance(value, float) and (value != value or abs(value) == float("inf"))
-    return None if is_bad else value
-
-
 def git_revision() -> str | None:
     here = Path(__file__).parent
     if not any((parent / ".git").exists() for parent in here.parents):
@@ -222,9 +255,22 @@ def git_revision() -> str | None:
 
 def has_checkpoint(path: Path) -> bool:
     """Is there a finished step, good or not? Needs no jax, so that a run without one is refused at once."""
-    return any((path / CHECKPOINTS).glob("*.digest.json"))
+    return bool(digest.steps(path / CHECKPOINTS))
 
 
-def should_have_saved(path: Path, config: Config) -> bool:
-    """Did the run get past its first checkpoint? A run that was killed before it has lost nothing by starting again."""
-    return any(record["round"] > config.save_every for record in read_lines(path / METRICS))
+def refuse_unsaved(path: Path) -> None:
+    """A NoCheckpoint where there is nothing to evaluate."""
+    if not has_checkpoint(path):
+        raise exits.NoCheckpoint(f"{path} holds no checkpoint, so nothing to evaluate", path)
+
+
+def refuse_lost(path: Path, config: Config) -> None:
+    """A NoCheckpoint where a run that got past its first checkpoint has none any more.
+
+    A run that was killed before its first checkpoint has lost nothing by starting again.
+    """
+    past = any(row["round"] > config.save_every for row in records.read(path / METRICS).rows)
+    if not has_checkpoint(path) and (past or records.read(path / EVAL).rows):
+        raise exits.NoCheckpoint(
+            f"{path} holds no checkpoint, so nothing to continue: train anew with another --out", path
+        )

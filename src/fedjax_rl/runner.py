@@ -2,46 +2,87 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_rl import checkpoint, placement, rundir, scoring
+from fedjax_rl import checkpoint, mending, placement, records, rundir, scoring, signals
 from fedjax_rl import train as training
-from fedjax_rl.build import Group, abstract_state, initial_states, make_group, static_fields
-from fedjax_rl.config import EXECUTION, Config, ConfigError
-from fedjax_rl.layers import loads
+from fedjax_rl.build import Group, abstract_state, initial_states, make_group, make_run, static_fields
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.exits import NoCheckpoint
+from fedjax_rl.numerics import pinned
 from fedjax_rl.progress import Reporter
 from fedjax_rl.simulate import State
 
 MEMORY_SHARE = 0.8  # of what is available, for the program of a round
 
 
-def run_members(members: Mapping[Path, Config], reporter: Reporter) -> None:
+def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path]:
     """Bring every run to its last round and evaluation.
 
     Directories that do not exist are made; finished and diverged runs are left alone; the others go on from their
     newest common checkpoint. Runs that differ only in seed and floats are members of one program.
 
+    Returns:
+      The runs that cannot go on for want of a checkpoint; each was named.
+
     Raises:
       ConfigError: a directory holds a run of another configuration, finished or not.
+      Interrupted: a signal came; what was begun is saved.
     """
     for path, config in members.items():
         if (path / rundir.CONFIG).exists():
-            _refuse_another(config, rundir.read_config(path), path, "move it away, or choose another directory")
-    for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
+            rundir.refuse_another(config, rundir.open_run(path), path, "move it away, or choose another directory")
+    lost: list[Path] = []
+    with signals.heeded() as caught:
+        for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
+            training.stop_if(placement.agree(caught[0] if caught else 0))
+            lost += _bring(paths, members, reporter)
+    placement.agree(0)  # what the first process has written is there for all to read
+    return lost
+
+
+@pinned()
+def check(members: Mapping[Path, Config]) -> None:
+    """Make every environment that the members need, so that what cannot be made is refused before anything is written.
+
+    Raises:
+      ConfigError: one cannot.
+    """
+    kinds = {(c.env, c.backend, c.observation): c for c in members.values()}
+    for config in kinds.values():
+        make_run(config)
+
+
+def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter) -> list[Path]:
+    """Bring a group to its end, without the members (returned) that have lost their checkpoints."""
+    lost: list[Path] = []
+    while left := [path for path in paths if path not in lost]:
         try:
-            run_group([members[p] for p in paths], paths, reporter)
+            run_group([members[path] for path in left], left, reporter)
+            break
         except training.Diverged as error:  # nobody of this group is left; the other groups go on
             reporter.warn(str(error))
-    placement.agree(0)  # what the first process has written is there for all to read
+            break
+        except NoCheckpoint as error:
+            reporter.warn(f"{error}; the other runs go on")
+            lost.append(error.run)
+    return lost
 
 
 def is_settled(path: Path, config: Config) -> bool:
-    """Is there nothing left to do: evaluated after the configuration's last round, or diverged?"""
-    return (path / rundir.DIVERGED).exists() or any(r["round"] >= config.rounds for r in scoring.finals(path))
+    """Is there nothing left to do: diverged, or evaluated after the last round, kept and recorded soundly?
+
+    A run without any checkpoint is one whose records alone were kept.
+    """
+    if (path / rundir.DIVERGED).exists():
+        return True
+    if max(checkpoint.steps(path / rundir.CHECKPOINTS), default=config.rounds) < config.rounds:
+        return False
+    is_sound = not any(records.read(path / name).faults for name in (rundir.METRICS, rundir.EVAL))
+    return is_sound and any(row["round"] >= config.rounds for row in scoring.finals(path))
 
 
 def together(members: Mapping[Path, Config]) -> list[list[Path]]:
@@ -52,6 +93,7 @@ def together(members: Mapping[Path, Config]) -> list[list[Path]]:
     return list(groups.values())
 
 
+@pinned()
 def run_group(
     configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter
 ) -> list[training.Result | None]:
@@ -59,7 +101,9 @@ def run_group(
     group = make_group(configs)  # first: what cannot be made leaves no directory behind
     for directory, config in zip(directories, configs, strict=True):
         if not (directory / rundir.CONFIG).exists():
+            checkpoint.probe(directory)
             rundir.create(directory, config)
+        rundir.refuse_lost(directory, config)
     with ExitStack() as locks:
         for directory in directories:
             locks.enter_context(rundir.writer(directory))
@@ -67,7 +111,7 @@ def run_group(
         states = restored_states(group, directories, reporter.warn) if begun else None
         number = 0 if states is None else int(states.round[0])
         for directory, config in zip(directories, configs, strict=True):
-            rundir.go_back(directory, config, number)
+            mending.go_back(directory, config, number, reporter.warn)
         program = compile_members(group, reporter)
         if program is None:
             half = len(configs) // 2
@@ -118,11 +162,8 @@ def memory_available() -> int | None:
 
 def restored_states(group: Group, directories: Sequence[Path], say) -> State:
     """The members' states [G] at the newest step that is good for all; records past it are forgotten."""
-    for config, directory in zip(group.configs, directories, strict=True):
-        text = checkpoint.saved_config(directory / rundir.CHECKPOINTS)
-        remedy = f"put it back into {rundir.CONFIG}, or train anew with another --out"
-        _refuse_another(config, loads(text) if text else config, directory, remedy)
-    like, limit = abstract_state(group.run), None
+    limits = [mending.newest_covered(directory, say) for directory in directories]
+    like, limit = abstract_state(group.run), min((limit for limit in limits if limit is not None), default=None)
     while True:
         found = [checkpoint.restore(d / rundir.CHECKPOINTS, like, say, at_most=limit) for d in directories]
         step = min(restored.step for restored in found)
@@ -135,11 +176,3 @@ def restored_states(group: Group, directories: Sequence[Path], say) -> State:
         checkpoint.set_aside_after(directory / rundir.CHECKPOINTS, step)
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[restored.state for restored in found])
     return placement.whole(states, group.mesh)
-
-
-def _refuse_another(config: Config, saved: Config, directory: Path, remedy: str) -> None:
-    """A run has the values that it began with, but for its length and what changes no number."""
-    for name in ("algorithm", *[item.name for item in fields(config)]):
-        now, then = getattr(config, name), getattr(saved, name, None)
-        if now != then and name not in EXECUTION | {"rounds"}:
-            raise ConfigError(f"{directory} was trained with {name} = {then!r}, not {now!r}; {remedy}")

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl import checkpoint, metrics, rundir, simulate, trees
+from fedjax_rl import checkpoint, metrics, records, rundir, simulate, trees
 from fedjax_rl.build import Group, Run, make_run
+from fedjax_rl.config import Config
 from fedjax_rl.evaluate import column_keys, make_evaluate, make_steps
 from fedjax_rl.placement import make_mesh, map_clients
 from fedjax_rl.types import Array, Tree
@@ -41,19 +42,23 @@ def make_evaluation(
 
 
 def make_evaluations(
-    group: Group, rates: tuple[float, ...] = (), steps: int | None = None, model: str | None = None
+    group: Group,
+    rates: tuple[float, ...] = (),
+    steps: int | None = None,
+    model: str | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> list[Evaluation]:
     """An evaluation of each member, all by one compiled program.
 
     Adaptation step j has rate rates[j]; the last rate serves the steps that follow. The default is the run's own rate,
-    number of steps and model.
+    number of steps and model. `pause` is called before every step.
     """
 
     def objects(values):
         run = group.member(values)
         return run.problem, run.algorithm
 
-    program = make_evaluate(objects, make_mesh())
+    program = make_evaluate(objects, make_mesh(), pause)
 
     def one(i: int) -> Evaluation:
         config = group.configs[i]
@@ -75,29 +80,35 @@ def periodic(evaluation: Evaluation, state: simulate.State, directory: Path, num
     config = evaluation.run.config
     returns = old_clients(evaluation, state, config.eval_clients or config.num_clients)
     record = {"round": number, "final": False, **metrics.named("eval", metrics.summarise(returns))}
-    rundir.append(directory / rundir.EVAL, {**record, "eval/returns": returns})
-    return _score(returns)
+    rundir.append(directory / rundir.EVAL, {**record, "eval/returns": returns}, sync=True)
+    return _score(returns[: _compared(config)])
 
 
 def final(evaluation: Evaluation, state: simulate.State, directory: Path) -> dict[str, dict[str, Any]]:
-    """Evaluate all clients and new ones, record it, and score the last checkpoint."""
+    """Evaluate the federation's clients and new ones, record it, and score the last checkpoint."""
     number, config = int(state.round), evaluation.run.config
-    returns = {"eval": old_clients(evaluation, state, config.num_clients)}
+    returns = {"eval": old_clients(evaluation, state, config.final_clients or config.num_clients)}
     if config.new_clients:
         returns["eval_new"] = new_clients(evaluation, state, config.new_clients)
     record: dict[str, Any] = {"round": number, "final": True}
     for name, rows in returns.items():
         record |= {**metrics.named(name, metrics.summarise(rows)), f"{name}/returns": rows}
-    rundir.append(directory / rundir.EVAL, record)
-    # A client's score does not depend on how many are evaluated, so this one compares with the earlier ones.
-    some = returns["eval"][: config.eval_clients or config.num_clients]
-    checkpoint.set_score(directory / rundir.CHECKPOINTS, number, _score(some))
+    rundir.append(directory / rundir.EVAL, record, sync=True)
+    checkpoint.set_score(directory / rundir.CHECKPOINTS, number, _score(returns["eval"][: _compared(config)]))
     return {name: metrics.summarise(rows) for name, rows in returns.items()}
+
+
+def _compared(config: Config) -> int:
+    """How many clients the scores of a run's checkpoints are about: as many as all its evaluations have.
+
+    A client's return does not depend on how many are evaluated with it, so these means compare.
+    """
+    return min(config.eval_clients or config.num_clients, config.final_clients or config.num_clients)
 
 
 def finals(directory: Path) -> list[dict[str, Any]]:
     """The records of the evaluations that ended a run (several, when it was prolonged), oldest first."""
-    return [record for record in rundir.read_lines(directory / rundir.EVAL) if record["final"]]
+    return [record for record in records.read(directory / rundir.EVAL).rows if record["final"]]
 
 
 def score_at(directory: Path, number: int) -> float:

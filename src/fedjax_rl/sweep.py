@@ -1,14 +1,18 @@
 """A sweep: the members that a grid and a range of seeds make, and successive halving among them. Imports no jax."""
 
 import itertools
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl.config import Config, ConfigError, nearest
+from fedjax_rl.config import EXECUTION, Config, ConfigError, nearest
 
 Members = dict[Path, Config]
+MOST_MEMBERS = 10_000
+LONGEST_NAME = 255  # bytes of one name on common file systems
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -16,24 +20,28 @@ def parse_seeds(text: str) -> list[int]:
     try:
         if ":" in text:
             low, high = (int(part) for part in text.split(":"))
-            seeds = list(range(low, high))
+            seeds: Sequence[int] = range(low, high)
         else:
             seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
+    _refuse_many(f"--seeds {text!r}", len(seeds))
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text!r}: must be a range like 0:5 or a list like 0,3,7, of one or more seeds")
-    return seeds
+    return list(seeds)
 
 
 def parse_grid(entries: Sequence[str], config: Config) -> dict[str, list[Any]]:
     """['server_lr=3e-4,1e-3', 'order=first,second'] -> the values of each key, typed as the configuration's."""
     kinds = {item.name: type(item.default) for item in fields(config) if not isinstance(item.default, tuple)}
-    legal = [name for name in kinds if name != "seed"]
+    legal = [name for name in kinds if name not in EXECUTION | {"seed", "env"}]
     grid: dict[str, list[Any]] = {}
     for entry in entries:
         key, _, text = entry.partition("=")
         key = key.replace("-", "_")
+        if key in EXECUTION | {"env"}:
+            why = "a sweep compares runs of one environment" if key == "env" else "it changes no result to compare"
+            raise ConfigError(f"--grid {entry!r}: {key} cannot be swept: {why}; start a sweep for each value")
         if key not in legal:
             raise ConfigError(f"--grid {entry!r}: unknown key {key!r}{nearest(key, legal)}; seeds are given by --seeds")
         try:
@@ -48,13 +56,26 @@ def parse_grid(entries: Sequence[str], config: Config) -> dict[str, list[Any]]:
 
 def members(config: Config, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int], out: Path) -> Members:
     """Every point of the grid with every seed, in a directory named after it; every value is checked here."""
-    found = {}
+    found: Members = {}
+    _refuse_many("--grid and --seeds", len(seeds) * math.prod(map(len, grid.values())))
     for point in itertools.product(*grid.values()):
         chosen = dict(zip(grid, point, strict=True))
         for seed in seeds:
             parts = [f"{key}={value}".replace("/", "_") for key, value in {**chosen, "seed": seed}.items()]
-            found[out / ",".join(parts)] = replace(config, **chosen, seed=seed)
+            path = out / ",".join(parts)
+            if len(os.fsencode(path.name)) > LONGEST_NAME:
+                raise ConfigError(
+                    f"--grid: the directory {path.name[:40]}... would have too long a name; sweep fewer keys"
+                )
+            if path in found:
+                raise ConfigError(f"--grid: two of its points would be in one directory, {path.name}")
+            found[path] = replace(config, **chosen, seed=seed)
     return found
+
+
+def _refuse_many(what: str, count: int) -> None:
+    if count > MOST_MEMBERS:
+        raise ConfigError(f"{what}: {count:,} runs; a sweep takes at most {MOST_MEMBERS:,}")
 
 
 def halve(

@@ -3,32 +3,30 @@
 It runs a group, whose members differ in seed and floats; a single run is a group of one.
 """
 
-import signal
+import itertools
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_rl import checkpoint, metrics, placement, replay, rundir, scoring, simulate
+from fedjax_rl import checkpoint, exits, metrics, placement, records, replay, rundir, scoring, signals, simulate
 from fedjax_rl.build import Group, initial_states, round_of
+from fedjax_rl.config import Config
 from fedjax_rl.layers import to_toml
 from fedjax_rl.progress import Reporter
+from fedjax_rl.signals import Interrupted
+
+LONG_SILENCE = 10  # rounds without a client that was heard, at the end of a run, after which it is no success
 
 
-class Diverged(Exception):
-    """No member's state is finite any more (exit code 3)."""
+class Diverged(exits.Refusal):
+    """No member's state is finite any more."""
 
-
-class Interrupted(Exception):
-    """A signal ended the run, which is saved (exit code 128 + the signal's number)."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
+    code = exits.DIVERGED
 
 
 class Result(NamedTuple):
@@ -53,18 +51,20 @@ def train(
 
     All members are in the same round; a member that diverges is reported and has no result.
     """
-    evaluations = scoring.make_evaluations(group)
     config = group.run.config
-    with _signals() as caught:
+    is_over = threading.Event()  # from then on all is saved; before, an evaluation left out would be missing for ever
+    with signals.heeded() as caught:
+        evaluations = scoring.make_evaluations(group, pause=lambda: stop_if(is_over.is_set() and _agreed(caught)))
         states, alive = _rounds(group, program, states, directories, reporter, evaluations, caught)
+        is_over.set()
         results: list[Result | None] = []
-        reporter.say(f"evaluating {config.num_clients} clients and {config.new_clients} new ones")
+        count = config.final_clients or config.num_clients
+        reporter.say(f"evaluating {count} clients and {config.new_clients} new ones")
         for i, directory in enumerate(directories):
             state = member(states, i)
             env_steps = int(state.round) * group.run.env_steps_per_round
             summaries = scoring.final(evaluations[i], state, directory) if alive[i] else None
             results.append(summaries and Result(state, env_steps, summaries))
-            _stop_if(_agreed(caught))
     return results
 
 
@@ -78,17 +78,18 @@ def _rounds(group, program, states, directories, reporter, evaluations, caught) 
     number = int(states.round[0])
     alive = np.ones(len(directories), bool)
     unsaved = not all(number in checkpoint.steps(d / rundir.CHECKPOINTS) for d in directories)
-    compile_s = program.compile_s
+    compile_s, silent = program.compile_s, np.zeros(len(directories), bool)
     reporter.start(number, config.rounds)
     try:
         while number < config.rounds and not _agreed(caught):
             began, before, earlier = time.perf_counter(), np.asarray(alive), states
             states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
             number, unsaved = number + 1, True
-            records = _records(measured, number, time.perf_counter() - began, group, compile_s)
+            rows = _rows(measured, number, time.perf_counter() - began, group, compile_s)
             compile_s = 0.0
-            _dump(group, earlier, records, before, directories, reporter)
-            _report(records, before, np.asarray(alive), directories, reporter)
+            _dump(group, earlier, rows, before, directories, reporter)
+            _report(rows, before, np.asarray(alive), directories, reporter)
+            silent |= _say_silence(rows, before & ~silent, config, directories, reporter)
             is_last, scores = number == config.rounds, {}
             if config.eval_every and number % config.eval_every == 0 and not is_last:
                 for i in np.flatnonzero(alive):
@@ -101,16 +102,17 @@ def _rounds(group, program, states, directories, reporter, evaluations, caught) 
             _save(group, states, alive, directories, number, {})
     finally:
         reporter.stop()
-    _stop_if(stop)
+    stop_if(stop)
     return states, np.asarray(alive)
 
 
 def _agreed(caught: list[int]) -> int:
     """The signal that any of the processes has caught; 0 for none. All of them ask after the same round."""
-    return placement.agree(caught[0] if caught else 0)
+    return placement.agree_to_end(caught[0] if caught else 0)
 
 
-def _stop_if(signal_number: int) -> None:
+def stop_if(signal_number: int) -> None:
+    """End a run that is saved, where a signal asked for it."""
     if signal_number:
         raise Interrupted(signal_number)
 
@@ -133,21 +135,21 @@ def compile_round(group: Group) -> Program:
     return Program(step, time.perf_counter() - began)
 
 
-def _records(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> list[dict[str, Any]]:
+def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> list[dict[str, Any]]:
     """A line of metrics for each member; the time is the whole group's."""
     speed = group.run.env_steps_per_round / seconds
     times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
     columns = sorted((key, metrics.short(column)) for key, column in measured.items())
-    rows = range(len(group.configs))
-    return [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in rows]
+    members = range(len(group.configs))
+    return [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in members]
 
 
-def _report(records, before, after, directories, reporter) -> None:
+def _report(rows, before, after, directories, reporter) -> None:
     """Record the members that were alive; say who is not any more; stop when nobody is left."""
     for i in np.flatnonzero(before):
-        rundir.append(directories[i] / rundir.METRICS, records[i])
-    reporter.round([records[i] for i in np.flatnonzero(before)])
-    number, lost = records[0]["round"], np.flatnonzero(before & ~after)
+        rundir.append(directories[i] / rundir.METRICS, rows[i])
+    reporter.round([rows[i] for i in np.flatnonzero(before)])
+    number, lost = rows[0]["round"], np.flatnonzero(before & ~after)
     for i in lost:
         rundir.mark_diverged(directories[i], number)
     for i in lost:
@@ -163,6 +165,7 @@ def _report(records, before, after, directories, reporter) -> None:
 def _save(group, states, alive, directories, number, scores) -> None:
     for i in np.flatnonzero(alive):
         config = group.configs[i]
+        rundir.sync_records(directories[i])
         checkpoint.save(
             directories[i] / rundir.CHECKPOINTS,
             number,
@@ -173,30 +176,34 @@ def _save(group, states, alive, directories, number, scores) -> None:
         )
 
 
-def _dump(group, states, records, alive, directories, reporter) -> None:
+def _say_silence(rows, who, config, directories, reporter) -> np.ndarray:
+    """Say of each member among `who` that nobody was heard in this round; the members [G] of which it is so."""
+    silent = np.array([_nobody_heard(row, config) for row in rows]) & who
+    for i in np.flatnonzero(silent):
+        row = rows[i]
+        reporter.warn(
+            f"{directories[i]}: nobody was heard in round {row['round']} ({row['health/nonfinite_clients']} of "
+            f"{config.clients_per_round} clients were not finite): the server stays as it is; this is said once"
+        )
+    return silent
+
+
+def _nobody_heard(row: dict[str, Any], config: Config) -> bool:
+    return row.get("health/dropped_clients") == config.clients_per_round
+
+
+def silence(directory: Path, config: Config) -> int:
+    """The number of rounds at the end of a run in which nobody was heard, if it is long or the whole run; else 0."""
+    rows = records.read(directory / rundir.METRICS).rows
+    count = sum(1 for _ in itertools.takewhile(lambda row: _nobody_heard(row, config), reversed(rows)))
+    return count if count >= min(LONG_SILENCE, len(rows)) else 0
+
+
+def _dump(group, states, rows, alive, directories, reporter) -> None:
     """Write down, for `replay`, who ceased to be finite in the round that began with `states`."""
     for i in np.flatnonzero(alive) if group.run.config.nan_dump else ():
-        client = int(records[i][simulate.SUSPECT])
+        client = int(rows[i][simulate.SUSPECT])
         if client >= 0:
             path = replay.dump(group.run, group.configs[i], member(states, i), client, directories[i])
             if path:
-                reporter.warn(f"client {client} was not finite in round {records[i]['round']}: fedjax-rl replay {path}")
-
-
-@contextmanager
-def _signals():
-    """Collect SIGINT and SIGTERM: the first waits for the round to end, the second acts as usual."""
-    caught: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-
-    def handler(number, frame):
-        caught.append(number)
-        for name, old in before.items():
-            signal.signal(name, old)
-
-    before = {name: signal.signal(name, handler) for name in names}
-    try:
-        yield caught
-    finally:
-        for name, old in before.items():
-            signal.signal(name, old)
+                reporter.warn(f"client {client} was not finite in round {rows[i]['round']}: fedjax-rl replay {path}")

@@ -1,49 +1,75 @@
-"""`python tests/faults`: every fault with its full count; `python tests/faults soak`: long runs of every preset.
+"""`python tests/faults`: every family of faults with its full count; `python tests/faults damage ...`: some of them.
 
-Their tables go into docs/reliability.md.
+`python tests/faults soak`: long runs of every preset. The tables go into docs/reliability.md; that of the faults only
+when all families were run.
 """
 
+import os
+import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from faults import suite  # noqa: E402
+from faults import damage, ends, paths, processes, streams, suite  # noqa: E402
+from faults.outcome import REFUSED, SURVIVED, Case, tally  # noqa: E402
 from fedjax_rl.presets import PRESETS  # noqa: E402
 
 PAGE = HERE.parents[1] / "docs" / "reliability.md"
+HEAD = ("fault", "tried", "survived", "refused", "data lost", "tracebacks", "silent", "minutes")
+FAMILIES = {
+    "runs": suite.cases,
+    "damage": damage.cases,
+    "paths": paths.cases,
+    "ends": ends.cases,
+    "streams": streams.cases,
+    "processes": processes.cases,
+}
 
 
-def main() -> None:
-    began, rows = time.perf_counter(), []
-    with tempfile.TemporaryDirectory() as directory:
+def main(families: Sequence[str]) -> None:
+    """Run the families one after the other, saying every case that is neither survived nor refused."""
+    began, lines, total = time.perf_counter(), [], []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         home = Path(directory)
         suite.use_cache(home)
-        faults = {
-            "SIGKILL at a random moment, then resume": lambda: suite.kills(home, 50),
-            "SIGINT, SIGTERM, then resume": lambda: suite.signals(home),
-            "the newest checkpoint damaged (a file deleted, cut, emptied, a bit flipped)": lambda: suite.corruptions(
-                home, 20
-            ),
-            "the same seed in another process": lambda: suite.repeated(home),
-            "no room for the next checkpoint": lambda: suite.full_disk(home),
-            "trained on one physics engine, evaluated on the other": lambda: suite.engines(home),
-        }
-        for name, fault in faults.items():
-            rows.append((name, *fault()))
-            print(rows[-1], flush=True)
-        outcome, slowest = suite.invalid(home)
-        rows.append((f"invalid configurations (slowest answer {slowest:.2f} s)", *outcome))
-    lines = ["| fault | tried | survived | passed unnoticed |", "|---|---|---|---|"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    publish("python tests/faults", lines)
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+        for family in families:
+            start, found = time.perf_counter(), []
+            for case in FAMILIES[family](home / family):
+                found.append(case)
+                if case.end not in (SURVIVED, REFUSED):
+                    print(case, flush=True)
+            total += found
+            lines += rows(family, found, (time.perf_counter() - start) / 60)
+            print(lines[-1], flush=True)
+    lines = [line(HEAD), "|---" * len(HEAD) + "|", *lines, rows("all", total, (time.perf_counter() - began) / 60)[-1]]
+    if tuple(families) == tuple(FAMILIES):
+        where = f"On {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}:"
+        publish("python tests/faults", [where, "", *lines])
+    else:
+        print("\n".join(lines))
+
+
+def rows(family: str, found: Sequence[Case], minutes: float) -> list[str]:
+    """The table's rows: one of each fault, in the order of their first cases, and the family's sum with its minutes."""
+    faults = dict.fromkeys(case.fault for case in found)
+    parts = [line([fault, *tally([case for case in found if case.fault == fault]), ""]) for fault in faults]
+    return [*parts, line([f"**{family}**", *tally(found), f"{minutes:.1f}"])]
+
+
+def line(cells: Sequence[object]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def soak() -> None:
+    """A hundred rounds of every preset."""
     lines = ["| preset | rounds | with a NaN | memory after a tenth [MiB] | at the end | growth | compilations |"]
     lines += ["|---|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as directory:
@@ -64,4 +90,9 @@ def publish(command: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    soak() if sys.argv[1:] == ["soak"] else main()
+    if sys.argv[1:] == ["soak"]:
+        soak()
+    elif unknown := set(sys.argv[1:]) - set(FAMILIES):
+        sys.exit(f"unknown: {', '.join(unknown)}; known: soak, {', '.join(FAMILIES)}")
+    else:
+        main(sys.argv[1:] or tuple(FAMILIES))

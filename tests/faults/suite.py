@@ -1,8 +1,4 @@
-"""Faults done to real runs, and what is left of them. Every function returns (tried, survived, lost).
-
-A fault is survived when the final state equals the undisturbed run's bit for bit, or when what is impossible was
-refused in one line; lost counts what nobody was told of.
-"""
+"""Faults done to whole runs: killed, starved, moved to another engine, configured impossibly; and long runs."""
 
 import json
 import os
@@ -12,25 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from faults.outcome import LOST, REFUSED, SILENT, SURVIVED, TRACEBACK, Answer, Case, is_traceback
 from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.arrays import state_hash
+from fedjax_rl.records import sound
 
 SMALL = ("--preset", "tiny", "--env", "navigation", "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
 TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s")
-
-
-class Outcome(NamedTuple):
-    """How often a fault was tried, survived, and passed unnoticed."""
-
-    tried: int
-    survived: int
-    lost: int
 
 
 def start(*args: str, kilobytes: int | None = None) -> subprocess.Popen:
@@ -66,7 +56,7 @@ def new_run(out: Path, rounds: int, *more: str) -> tuple[str, ...]:
 
 def last_hash(run: Path) -> str:
     """The hash of the newest state, verified."""
-    config = rundir.read_config(run)
+    config = rundir.open_run(run)
     like = build.abstract_state(build.make_run(config))
     restored = checkpoint.restore(run / rundir.CHECKPOINTS, like, print)
     assert restored.step == config.rounds, f"{run} ended at {restored.step}"
@@ -75,7 +65,7 @@ def last_hash(run: Path) -> str:
 
 def records(run: Path) -> list[dict]:
     """The metrics without times."""
-    lines = rundir.read_lines(run / rundir.METRICS)
+    lines = sound(run / rundir.METRICS)
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
@@ -88,10 +78,10 @@ def undisturbed(home: Path, rounds: int) -> Path:
     return run
 
 
-def kills(home: Path, count: int) -> Outcome:
+def kills(home: Path, count: int) -> Iterator[Case]:
     """SIGKILL at a random moment, `count` times on one run, each followed by a resume."""
     rounds, run, draw = 3 * count + 5, home / "killed", random.Random(0)
-    survived, command = 0, new_run(run, rounds)
+    command = new_run(run, rounds)
     for _ in range(count):
         begun = len(records(run)) if run.exists() else 0
         process = start(*command)
@@ -100,36 +90,20 @@ def kills(home: Path, count: int) -> Outcome:
         time.sleep(draw.uniform(0, 0.5))
         process.kill()
         process.communicate()
-        survived += process.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL, "it had ended already"
         command = ("resume", str(run))
     code, errors = finish(*command)
-    assert code == 0, errors
-    equal = last_hash(run) == last_hash(undisturbed(home, rounds))
-    equal &= records(run) == records(undisturbed(home, rounds))
-    return Outcome(count, survived if equal else 0, 0 if equal else count)
+    equal = code == 0 and last_hash(run) == last_hash(undisturbed(home, rounds))
+    equal = equal and records(run) == records(undisturbed(home, rounds))
+    end = SURVIVED if equal else TRACEBACK if is_traceback(Answer(code, "", errors)) else LOST
+    for number in range(count):
+        yield Case("SIGKILL at a random moment, then resume", f"kill {number + 1} of {count}", end, errors)
 
 
-def signals(home: Path) -> Outcome:
-    """SIGINT and SIGTERM: the round ends, the state is saved, exit 130 and 143; resumed, it equals the whole run."""
-    survived = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        run = home / signal.Signals(number).name
-        process = start(*new_run(run, 40))
-        while process.poll() is None and not (run.exists() and records(run)):
-            time.sleep(0.02)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=600)
-        said = f"continue with: fedjax-rl resume {run}" in errors
-        code, _ = finish("resume", str(run))
-        equal = last_hash(run) == last_hash(undisturbed(home, 40))
-        survived += process.returncode == 128 + number and said and code == 0 and equal
-    return Outcome(2, survived, 0)
-
-
-def corruptions(home: Path, places: int) -> Outcome:
+def corruptions(home: Path, places: int) -> Iterator[Case]:
     """Every file of the newest step deleted, emptied, cut in half, and one bit flipped at so many places."""
-    whole, draw, tried, survived = undisturbed(home, 5), random.Random(1), 0, 0
-    like = build.abstract_state(build.make_run(rundir.read_config(whole)))
+    whole, draw = undisturbed(home, 5), random.Random(1)
+    like = build.abstract_state(build.make_run(rundir.open_run(whole)))
     before = state_hash(checkpoint.restore(whole / rundir.CHECKPOINTS, like, print, 4).state)
     names = [p.relative_to(whole) for p in (whole / rundir.CHECKPOINTS / "5").rglob("*") if p.is_file()]
     for name in sorted([*names, Path(rundir.CHECKPOINTS, "5.digest.json")]):
@@ -142,8 +116,8 @@ def corruptions(home: Path, places: int) -> Outcome:
             restored = checkpoint.restore(copy / rundir.CHECKPOINTS, like, said.append)
             # a step whose digest is gone is unfinished: it is passed over without a word
             named = any(name.name in line for line in said) or (not said and not (copy / name).exists())
-            tried, survived = tried + 1, survived + (state_hash(restored.state) == before and named)
-    return Outcome(tried, survived, tried - survived)
+            end = SURVIVED if state_hash(restored.state) == before and named else SILENT
+            yield Case("the newest checkpoint damaged: every file, many places", str(name), end, "; ".join(said))
 
 
 def damages(size: int, places: int, draw: random.Random) -> list[Callable[[Path], None]]:
@@ -162,18 +136,19 @@ def damages(size: int, places: int, draw: random.Random) -> list[Callable[[Path]
     return [Path.unlink, *cut, *flips]
 
 
-def repeated(home: Path) -> Outcome:
+def repeated(home: Path) -> Iterator[Case]:
     """Two fresh processes with one seed: equal files but for the time fields."""
     runs = [undisturbed(home, 5), home / "again"]
     code, errors = finish(*new_run(runs[1], 5))
     assert code == 0, errors
     files = [(run / rundir.METRICS).read_text().splitlines() for run in runs]
-    plain = [[json.dumps({k: v for k, v in json.loads(line).items() if k not in TIMES}) for line in f] for f in files]
+    names = (*TIMES, "crc32")
+    plain = [[json.dumps({k: v for k, v in json.loads(line).items() if k not in names}) for line in f] for f in files]
     equal = plain[0] == plain[1] and last_hash(runs[0]) == last_hash(runs[1])
-    return Outcome(1, int(equal), int(not equal))
+    yield Case("the same seed in another process", "train", SURVIVED if equal else SILENT)
 
 
-def full_disk(home: Path) -> Outcome:
+def full_disk(home: Path) -> Iterator[Case]:
     """No file may grow beyond 20 kB: the next checkpoint cannot be written; the older ones stay and serve."""
     run = home / "full"
     shutil.copytree(undisturbed(home, 5), run)
@@ -183,12 +158,12 @@ def full_disk(home: Path) -> Outcome:
     intact = 5 in checkpoint.steps(run / rundir.CHECKPOINTS)
     again, _ = finish("resume", str(run), "--rounds", "8")
     equal = again == 0 and last_hash(run) == last_hash(undisturbed(home, 8))
-    return Outcome(1, int(refused and intact and equal), 0)
+    end = LOST if not (intact and equal) else REFUSED if refused else SILENT
+    yield Case("no room for the next checkpoint", "resume, every file at most 20 kB", end, errors)
 
 
-def engines(home: Path) -> Outcome:
+def engines(home: Path) -> Iterator[Case]:
     """Trained on C MuJoCo and evaluated on MJX, and the other way round."""
-    survived = 0
     for trained, other in (("native", "mjx"), ("mjx", "native")):
         run = home / trained
         code, errors = finish(
@@ -200,11 +175,13 @@ def engines(home: Path) -> Outcome:
         out, errors = process.communicate(timeout=600)
         ours, theirs = (
             r["eval/return/adapt_0"] if "eval/return/adapt_0" in r else {"mean": r["mean"][0], "ci95": r["ci95"][0]}
-            for r in (rundir.read_lines(run / rundir.EVAL)[-1], json.loads(out))
+            for r in (sound(run / rundir.EVAL)[-1], json.loads(out))
         )
         # the same draws; contacts amplify rounding, so that returns agree as two samples of one mean do
-        survived += abs(ours["mean"] - theirs["mean"]) < ours["ci95"] + theirs["ci95"]
-    return Outcome(2, survived, 2 - survived)
+        agree = abs(ours["mean"] - theirs["mean"]) < ours["ci95"] + theirs["ci95"]
+        said = f"{ours} and {theirs}"
+        fault = "trained on one physics engine, evaluated on the other"
+        yield Case(fault, f"{trained}, then {other}", SURVIVED if agree else SILENT, said)
 
 
 class Soak(NamedTuple):
@@ -274,15 +251,26 @@ INVALID = [
 ]
 
 
-def invalid(home: Path) -> tuple[Outcome, float]:
-    """Configurations that cannot be: one line, exit code 2, nothing written; and the slowest answer in seconds."""
-    refused, slowest = 0, 0.0
+def invalid(home: Path) -> Iterator[Case]:
+    """Configurations that cannot be: one line, exit code 2, nothing written."""
     for option in INVALID:
-        out, began = home / "invalid", time.perf_counter()
+        out = home / "invalid"
         code, errors = finish("train", *option, "--out", str(out))
-        slowest = max(slowest, time.perf_counter() - began)
-        refused += code == 2 and errors.count("\n") == 1 and not out.exists()
-    return Outcome(len(INVALID), refused, len(INVALID) - refused), slowest
+        refused = code == 2 and errors.count("\n") == 1 and not out.exists()
+        end = REFUSED if refused else TRACEBACK if is_traceback(Answer(code, "", errors)) else SILENT
+        yield Case("invalid configurations", " ".join(option), end, errors)
+
+
+def cases(home: Path, only: int | None = None) -> Iterator[Case]:
+    """All of them with their full counts, or with so small ones."""
+    home.mkdir()
+    yield from kills(home, only or 50)
+    yield from corruptions(home, only or 20)
+    yield from repeated(home)
+    yield from full_disk(home)
+    yield from invalid(home)
+    if not only:  # another program, of half-cheetahs
+        yield from engines(home)
 
 
 def use_cache(home: Path) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from faults import suite
+from faults import damage, ends, paths, streams, suite
+from faults.outcome import REFUSED, SURVIVED
 
 
 @pytest.fixture(scope="module")
@@ -16,24 +17,28 @@ def cache(home, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def test_killed_runs_resume_to_the_same_bits(home):
-    assert suite.kills(home, 2) == (2, 2, 0)
+def good(cases) -> int:
+    """All survived or refused; how many there were."""
+    cases = list(cases)
+    assert [str(case) for case in cases if case.end not in (SURVIVED, REFUSED)] == []
+    return len(cases)
 
 
-def test_no_corruption_is_silent(home):
-    tried, survived, lost = suite.corruptions(home, 2)
-    assert (survived, lost) == (tried, 0)
-    assert tried > 20
+def test_runs_killed_starved_repeated_and_configured_impossibly(home):
+    assert good(suite.cases(home / "runs", 2)) > 60
 
 
-def test_one_seed_is_one_run(home):
-    assert suite.repeated(home) == (1, 1, 0)
+def test_damaged_files(home):
+    assert good(damage.cases(home / "damage", 40, ("run",))) == 40
 
 
-def test_a_full_disk_leaves_the_older_steps(home):
-    assert suite.full_disk(home) == (1, 1, 0)
+def test_names_and_places_of_directories(home):
+    assert good(paths.cases(home / "paths", 25)) == 25
 
 
-def test_forty_invalid_configurations_are_refused(home):
-    outcome, _ = suite.invalid(home)
-    assert outcome == (40, 40, 0)
+def test_signals(home):
+    assert good(ends.cases(home / "ends", 3)) == 3
+
+
+def test_streams(home):
+    assert good(streams.cases(home / "streams", 6, ("train", "eval", "list", "--help"))) == 6

@@ -4,13 +4,15 @@ Tests never assert seconds; these never assert anything. One benchmark at a time
 """
 
 import json
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedjax_rl import output
 from fedjax_rl.bench.rows import Row
+from fedjax_rl.files import write_new
+from fedjax_rl.numerics import pinned
 
 WHERE = {
     "physics": "physics",
@@ -25,6 +27,7 @@ WHERE = {
 FACTS = ("versions", "device", "devices", "cores", "git")
 
 
+@pinned()
 def bench(name: str, env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """The rows of one benchmark."""
     measure: Callable[..., list[Row]] = getattr(import_module(f"fedjax_rl.bench.{WHERE[name]}"), name)
@@ -34,20 +37,15 @@ def bench(name: str, env: str, backend: str, sizes: tuple[int, ...], repeats: in
 def show(rows: list[Row], *, as_json: bool, out: Path | None) -> None:
     """Print the rows; with `out`, also write them as JSON, replacing nothing."""
     if out:
-        with open(out, "x") as file:
-            json.dump(rows, file, indent=1)
-            file.write("\n")
+        write_new(out, (json.dumps(rows, indent=1) + "\n").encode())
     if as_json:
-        print(json.dumps(rows))
+        output.result(json.dumps(rows))
         return
-    for found in rows:
-        for key, value in found.items():
-            if key not in FACTS:
-                print(f"{key:<40}{_text(value)}")
-        print()
+    blocks = [[f"{key:<40}{_text(value)}" for key, value in row.items() if key not in FACTS] for row in rows]
+    output.result("\n\n".join(map("\n".join, blocks)))
     if rows:
         last = rows[-1]
-        print(f"{last['device']}, {last['cores']} cores, jax {last['versions'].get('jax')}", file=sys.stderr)
+        output.inform(f"{last['device']}, {last['cores']} cores, jax {last['versions'].get('jax')}")
 
 
 def _text(value: Any) -> str:

@@ -11,16 +11,16 @@ ranges.
 
 import concurrent.futures
 import multiprocessing
-import os
 from importlib import resources
 
 import jax
 import numpy as np
 
-from fedjax_rl import build, config, presets, simulate, trees
+from fedjax_rl import build, config, host, presets, simulate, trees
 from fedjax_rl.bench.round import make_sampling
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread, timed
 from fedjax_rl.config import ConfigError
+from fedjax_rl.numerics import root_key
 
 HORIZON, EPISODES, LOCAL_STEPS, BRAX_STEPS = 200, 20, 5, 5
 GYM_STEPS = 4000
@@ -50,7 +50,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     }
     each = {name: np.array(found) for name, found in interleaved(fns, repeats).items()}
     seconds = {name: median(found) for name, found in each.items()}
-    cores, steps = os.cpu_count() or 1, run.env_steps_per_round
+    cores, steps = host.cores(), run.env_steps_per_round
     per_core = gymnasium_on_every_core(cores) / cores
     speeds = {
         "round": steps / seconds["round"],
@@ -93,9 +93,9 @@ def make_brax(size: int):
     from brax import envs
 
     env = envs.get_environment("halfcheetah", backend="mjx")
-    keys = jax.random.split(jax.random.key(0), size)
-    start = jax.jit(jax.vmap(env.reset))(jax.random.key_data(keys))
-    actions = jax.random.uniform(jax.random.key(1), (BRAX_STEPS, size, env.action_size), minval=-1)
+    keys = jax.random.split(root_key(0), size)
+    start = jax.jit(jax.vmap(env.reset))(keys)
+    actions = jax.random.uniform(root_key(1), (BRAX_STEPS, size, env.action_size), minval=-1)
     run = jax.jit(lambda s: jax.lax.scan(lambda s, a: (jax.vmap(env.step)(s, a), None), s, actions)[0].obs)
     return lambda: run(start)
 

@@ -9,6 +9,7 @@ from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import ant, half_cheetah, make_env, resolve_backend
 from fedjax_rl.envs.physics import Model, make_physics
+from fedjax_rl.numerics import root_key
 
 MODELS = {"half_cheetah": half_cheetah.half_cheetah_model, "ant": ant.ant_model}
 STEPS = 20  # environment steps of one timed call
@@ -56,9 +57,9 @@ def physics(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> lis
 def make_run(env: str, backend: str, size: int):
     """(states [size], states -> states `STEPS` environment steps later)."""
     made = make_env(env, backend=backend)
-    tasks = made.sample_tasks(jax.random.key(0), size)
-    keys = jax.random.split(jax.random.key(1), size)
-    actions = 3 * jax.random.normal(jax.random.key(2), (STEPS, size, made.spec.action_size))
+    tasks = made.sample_tasks(root_key(0), size)
+    keys = jax.random.split(root_key(1), size)
+    actions = 3 * jax.random.normal(root_key(2), (STEPS, size, made.spec.action_size))
 
     @jax.jit
     def run(states):
@@ -80,7 +81,7 @@ def one_step_error(env: str, backend: str) -> float:
     made.opt.iterations, made.opt.ls_iterations, made.opt.tolerance = 200, 200, 0.0
     qpos, qvel = np.asarray(states.physics.qpos), np.asarray(states.physics.qvel)
     warm = np.asarray(states.physics.engine).view(np.float64)[:, made.nq + made.nv :]
-    ctrl = np.asarray(jnp.clip(0.3 * jax.random.normal(jax.random.key(3), (STATES, made.nu)), -1, 1))
+    ctrl = np.asarray(jnp.clip(0.3 * jax.random.normal(root_key(3), (STATES, made.nu)), -1, 1))
     data, after = mujoco.MjData(made), np.zeros(qvel.shape)
     for i in range(STATES):
         mujoco.mj_resetData(made, data)

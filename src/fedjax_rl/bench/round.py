@@ -21,6 +21,7 @@ from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.envs import resolve_backend
 from fedjax_rl.envs.mujoco_env import ACTION_SCALE
 from fedjax_rl.envs.physics import native
+from fedjax_rl.host import cores
 from fedjax_rl.meta import adapt, meta_gradient
 from fedjax_rl.types import Upload
 
@@ -118,7 +119,7 @@ def make_replay(env: str, batches):
     scale = np.float32(1 / ACTION_SCALE)  # XLA turns the division into this product: then the replay is exact
     controls = [np.ascontiguousarray(np.clip(a * scale, -1, 1).swapaxes(0, 1)) for a in actions]
     size = len(actions[0])
-    batch = native.Batch(model, nsim=size, nthread=native.os.cpu_count() or 1)
+    batch = native.Batch(model, nsim=size, nthread=cores())
 
     def replay():
         for i, control in enumerate(controls):

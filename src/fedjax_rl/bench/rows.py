@@ -1,6 +1,5 @@
 """What the benchmarks share: timing, and the facts that make a figure worth quoting."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_rl import rundir
+from fedjax_rl import host, rundir
 
 Row = dict[str, Any]
 
@@ -56,7 +55,7 @@ def row(benchmark: str, **figures: Any) -> Row:
         "versions": {name: found for name, found in rundir.versions().items() if found},
         "device": device.device_kind,
         "devices": jax.device_count(),
-        "cores": os.cpu_count(),
+        "cores": host.cores(),
         "git": rundir.git_revision(),
     }
     return {"benchmark": benchmark, **figures, **facts}

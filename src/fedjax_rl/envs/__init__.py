@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from fedjax_rl.envs import ant, half_cheetah, navigation, probes
 from fedjax_rl.envs.base import Env, EnvSpec, EnvState
-from fedjax_rl.envs.physics import resolve_backend
+from fedjax_rl.envs.physics import platform, resolve_backend
 
-__all__ = ["ENVS", "Env", "EnvSpec", "EnvState", "make_env", "resolve_backend"]
+__all__ = ["ENVS", "Env", "EnvSpec", "EnvState", "make_env", "platform", "resolve_backend"]
 
 
 def _pure(make: Callable[[], Env]) -> Callable[..., Env]:

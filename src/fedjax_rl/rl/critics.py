@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_rl.envs.base import EnvSpec
-from fedjax_rl.rl.policies import xavier_uniform
+from fedjax_rl.rl.policies import HIGHEST, xavier_uniform
 from fedjax_rl.types import Array, Key, Params
 
 NAME = "critic"  # of the critic's subtree in a policy's parameters
@@ -29,8 +29,9 @@ class ValueMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.hidden):
-            x = jnp.tanh(nn.Dense(width, kernel_init=xavier_uniform(x.shape[-1]), name=f"hidden_{i}")(x))
-        return nn.Dense(1, kernel_init=xavier_uniform(x.shape[-1]), name="value")(x)[:, 0]
+            dense = nn.Dense(width, kernel_init=xavier_uniform(x.shape[-1]), precision=HIGHEST, name=f"hidden_{i}")
+            x = jnp.tanh(dense(x))
+        return nn.Dense(1, kernel_init=xavier_uniform(x.shape[-1]), precision=HIGHEST, name="value")(x)[:, 0]
 
 
 def mlp_critic(spec: EnvSpec, *, hidden: tuple[int, ...] = (64, 64)) -> Critic:

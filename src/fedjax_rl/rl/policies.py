@@ -14,6 +14,8 @@ from fedjax_rl.envs.base import EnvSpec
 from fedjax_rl.types import Array, Key, Params
 
 MIN_STD = 1e-6
+# float32 products: else an accelerator rounds the same log-probability differently in a rollout and in a loss
+HIGHEST = jax.lax.Precision.HIGHEST
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
@@ -49,9 +51,9 @@ class GaussianMLP(nn.Module):
     def __call__(self, obs: Array) -> tuple[Array, Array]:
         x, fan_in = obs, self.init_inputs
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, kernel_init=xavier_uniform(fan_in), name=f"hidden_{i}")(x)
+            x = nn.Dense(width, kernel_init=xavier_uniform(fan_in), precision=HIGHEST, name=f"hidden_{i}")(x)
             x, fan_in = ACTIVATIONS[self.activation](x), width
-        mean = nn.Dense(self.action_size, kernel_init=xavier_uniform(fan_in), name="mean")(x)
+        mean = nn.Dense(self.action_size, kernel_init=xavier_uniform(fan_in), precision=HIGHEST, name="mean")(x)
         log_std = self.param("log_std", nn.initializers.zeros_init(), (self.action_size,), jnp.float32)
         return mean, jnp.broadcast_to(jnp.maximum(log_std, math.log(MIN_STD)), mean.shape)
 

@@ -6,10 +6,12 @@ never differentiates through physics).
 """
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import NamedTuple
 
 import jax
 
+from fedjax_rl.rules import ConfigError
 from fedjax_rl.types import Array, Tree
 
 BACKENDS = ("native", "fused", "mjx")
@@ -69,6 +71,24 @@ class Model(NamedTuple):
     mjx_ls_iterations: int = 4
 
 
+def platform() -> str:
+    """The platform on which JAX computes: "cpu", "gpu" or "tpu".
+
+    Raises:
+      ConfigError: JAX has no device of the platforms that it was told to use.
+    """
+    try:
+        return jax.default_backend()
+    except Exception as error:  # a RuntimeError with the reason, or an AssertionError without a word
+        said = str(error).split(" (set JAX_PLATFORMS")[0]
+        reason = next(iter(said.splitlines()), "").rstrip(".") or "it has no device here"
+        plugins = [plugin.name for plugin in entry_points(group="jax_plugins")]
+        raise ConfigError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: {reason}; installed for JAX: {', '.join(['cpu', *plugins])}; "
+            "set JAX_PLATFORMS=cpu, leave it out, or install what is missing (for NVIDIA: jax[cuda13])"
+        ) from None
+
+
 def resolve_backend(backend: str = "auto") -> str:
     """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs.
 
@@ -77,14 +97,15 @@ def resolve_backend(backend: str = "auto") -> str:
     Unless the answer can only be "mjx", switches JAX's asynchronous CPU dispatch off for the process: the callback of
     native physics reads its arguments as NumPy arrays, and with asynchronous dispatch these can wait for the very
     threads that wait for the callback. JAX reads the switch when it first touches a device, so it must come before
-    `default_backend`, and before any other computation of the process.
+    `platform`, and before any other computation of the process.
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"unknown physics backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
     if backend != "mjx":
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    here = platform()
     if backend == "auto":
-        return "native" if jax.default_backend() == "cpu" else "mjx"
+        return "native" if here == "cpu" else "mjx"
     if backend == "fused":
         from fedjax_rl.envs.physics.fused.compiler import fused_or_native
 

@@ -1,4 +1,4 @@
-"""C MuJoCo on all CPU cores, one host callback per environment step.
+"""C MuJoCo on all cores that the process may use, one host callback per environment step.
 
 `mujoco.batch` steps any number of simulations on C threads, bit-identical to a loop of `mj_step` at any thread count.
 One callback carries the whole cohort: under `vmap` of `vmap` (clients, episodes) the leading axes arrive
@@ -16,7 +16,6 @@ shows as non-finite qpos and qvel.
 
 import ctypes
 import functools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from mujoco.batch import Batch, SimulationError
 
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
+from fedjax_rl.host import cores
 
 _CACHED_BATCHES = 8
 _SPARSE_FROM = 14  # degrees of freedom
@@ -84,7 +84,7 @@ class _Stepper:
         """The batch of `size` simulations; the least recently used one makes way for a new one."""
         key = (size, factors is not None)
         if key not in self.batches:
-            self.batches[key] = Batch(self.model, nsim=size, nthread=os.cpu_count() or 1)
+            self.batches[key] = Batch(self.model, nsim=size, nthread=cores())
             if len(self.batches) > _CACHED_BATCHES:
                 (dropped, had_factors), _ = self.batches.popitem(last=False)
                 if had_factors:

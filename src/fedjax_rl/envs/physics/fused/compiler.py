@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_rl.envs.physics.fused import cache
+from fedjax_rl.output import inform
 
 STATES = 3  # qpos, qvel, qacc_warmstart: the inputs that a step also gives out
 _CHUNK = 4  # vectors that a thread takes at a time
@@ -118,7 +119,7 @@ def fused_or_native() -> str:
         find()
         return "fused"
     except Unavailable as why:
-        print(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead".replace("\n", " "), file=sys.stderr)
+        inform(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
         return "native"
 
 

@@ -1,0 +1,76 @@
+"""Today's bits: three rounds of every algorithm, from fixed seeds, give the very state they gave before.
+
+`python tests/test_bits.py` writes what this machine gives into fixtures/bits.json: for a change that is meant to change
+numbers, which the CHANGELOG then names. XLA's code differs from one version of JAX and one processor to another, and
+rounding with it, so hashes belong to a machine. On a machine without hashes the norms alone are compared.
+"""
+
+import json
+import platform
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_rl import build, train
+from fedjax_rl.arrays import flatten, state_hash
+from fedjax_rl.config import CONFIGS
+from fedjax_rl.config import build as build_config
+from fedjax_rl.envs import resolve_backend
+from fedjax_rl.presets import preset
+
+FILE = Path(__file__).parent / "fixtures" / "bits.json"
+CASES = [*[(name, "navigation") for name in CONFIGS], *[(name, "half_cheetah/direction") for name in ("fmrl", "ditto")]]
+ROUNDS = 3
+
+
+def three_rounds(algorithm: str, env: str):
+    """The state after three rounds of the preset `tiny`, by the program that a run uses."""
+    resolve_backend("native")
+    group = build.make_group([build_config(algorithm, preset("tiny", algorithm, env), {"env": env, "seed": 3})])
+    step, state = train.compile_round(group).step, build.initial_states(group)
+    alive = np.ones(1, bool)
+    for _ in range(ROUNDS):
+        state, alive, _ = step(state, alive, group.values)
+    return state
+
+
+def norms(state) -> dict[str, float]:
+    """The Euclidean norm of every array of numbers that are not whole."""
+    arrays = {name: value for name, value in flatten(state).items() if value.dtype.kind == "f"}
+    return {name: float(np.linalg.norm(value.astype(float))) for name, value in arrays.items()}
+
+
+def machine() -> str:
+    """What XLA's code depends on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
+    vectors = [name for name in ("avx2", "avx512f", "avx512_bf16") if name in about.get("flags", "").split()]
+    model = " ".join([about.get("model name", platform.machine()), *vectors])
+    return f"jax {jax.__version__}, {jax.devices()[0].platform}, {model}"
+
+
+@pytest.mark.parametrize(("algorithm", "env"), CASES)
+def test_three_rounds_give_the_state_they_gave(algorithm, env):
+    known, case = json.loads(FILE.read_text()), f"{algorithm} on {env}"
+    state = three_rounds(algorithm, env)
+    found = norms(state)
+    assert found.keys() == known["norms"][case].keys()
+    for name, norm in known["norms"][case].items():
+        np.testing.assert_allclose(found[name], norm, rtol=1e-3, err_msg=name)  # contacts amplify rounding
+    hashes = known["hashes"].get(machine())
+    if hashes is not None:
+        assert state_hash(state) == hashes[case]
+
+
+def write() -> None:
+    known = json.loads(FILE.read_text()) if FILE.exists() else {"hashes": {}}
+    states = {f"{algorithm} on {env}": three_rounds(algorithm, env) for algorithm, env in CASES}
+    known["hashes"][machine()] = {case: state_hash(state) for case, state in states.items()}
+    known["norms"] = {case: norms(state) for case, state in states.items()}
+    FILE.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write()
