@@ -39,7 +39,7 @@ SMALL = {
     "new_clients": 1,
     "critic": "federated",
 }
-# Of JAX's implementations those that compile in seconds; threefry4x32 takes more than ten minutes and 18 GB.
+# Of JAX's implementations those that compile in seconds; threefry4x32 takes minutes and many GB.
 SETTINGS = [
     ("default_prng_impl", "rbg"),
     ("default_prng_impl", "unsafe_rbg"),
@@ -49,7 +49,6 @@ SETTINGS = [
     ("debug_nans", True),
     ("debug_infs", True),
     ("disable_jit", True),
-    ("transfer_guard", "disallow"),
     ("transfer_guard", "disallow"),
     ("default_matmul_precision", "bfloat16"),
     ("numpy_rank_promotion", "raise"),

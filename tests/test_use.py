@@ -233,6 +233,18 @@ def test_a_member_that_lost_its_checkpoints_is_named_and_ends_no_other(swept, tm
     assert len(records.sound(out / "seed=1/eval.jsonl")) == 1 and "| fmrl" in table
 
 
+def test_a_member_without_its_configuration_is_named_by_report_and_goes_on(swept, tmp_path, capsys):
+    out = tmp_path / "s"
+    shutil.copytree(swept, out)
+    (out / "seed=0/config.toml").unlink()
+    code, _, err = call(capsys, "report", out)
+    assert code == 0 and f"{out / 'seed=0'} is left out: {out / 'seed=0'} is not a run directory" in err
+    for name in ("seed=0", "seed=1"):
+        (out / name / "eval.jsonl").unlink()
+    assert call(capsys, "resume", out, "--quiet")[0] == 0
+    assert (out / "seed=0/config.toml").read_bytes() == (swept / "seed=0/config.toml").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -86,7 +86,8 @@ def probe(run: Path) -> None:
             f"--out {run}: the storage library can keep no checkpoints below a path with {' '.join(sorted(UNUSABLE))} "
             "or bytes that are not UTF-8; choose another name"
         )
-    made = next(path for path in (*reversed(where.parents), where, where / CHECKPOINTS) if not os.path.lexists(path))
+    places = (*reversed(where.parents), where, where / CHECKPOINTS, where / CHECKPOINTS / "probe")
+    made = next(path for path in places if path == places[-1] or not os.path.lexists(path))
     try:
         _write(where / CHECKPOINTS / "probe", 0, {"x": np.arange(3.0)}, None, "")
     except Exception as error:  # orbax raises whatever its storage layer met

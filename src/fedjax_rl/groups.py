@@ -99,7 +99,8 @@ def find(root: Path) -> list[Path]:
         raise ConfigError(f"{root} is not a directory; give a run directory, or one that holds some")
     if (root / rundir.CONFIG).exists():
         return [root]
-    found = sorted(path.parent for path in root.rglob(rundir.CONFIG))
+    planned = rundir.read_sweep(root)[0] if rundir.is_sweep(root) else ()  # one without its files is left out by name
+    found = sorted({*(path.parent for path in root.rglob(rundir.CONFIG)), *planned})
     if not found:
         raise ConfigError(f"{root} holds no run: there is no {rundir.CONFIG} in it or below")
     return found

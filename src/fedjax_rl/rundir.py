@@ -72,7 +72,13 @@ def refuse_existing(path: Path) -> None:
 
 @by_the_writer
 def create(path: Path, config: Config) -> None:
-    """Make the directory with its config.toml and env.json."""
+    """Make the directory with its config.toml and env.json.
+
+    Raises:
+      ConfigError: it cannot be written, or has lost its config.toml and holds checkpoints of another configuration.
+    """
+    if text := digest.saved_config(path / CHECKPOINTS):
+        refuse_another(config, loads(text, "a checkpoint's configuration"), path, "choose another directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINTS).mkdir(exist_ok=True)
