@@ -244,5 +244,6 @@ def test_doctor_names_versions_and_runs_the_physics(capsys, tmp_path, monkeypatc
     found = json.loads(out)
     assert (code, found["problems"]) == (0, [])
     assert found["jax"] == jax.__version__
-    assert found["env steps/s"] > 0
+    assert found["env steps/s, native"] > 0
+    assert ("env steps/s, fused" in found) == (not found["compiler"].startswith("none"))
     assert list(tmp_path.iterdir()) == []

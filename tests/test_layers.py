@@ -21,7 +21,7 @@ ALLOWED = {
     "lifeline": {"exits", "output", "relay", "rules"},
     "relay": set(),
     "algorithms": LOCAL | {"algorithms"},
-    "envs": {"types", "envs", "host", "numerics", "rules"},
+    "envs": {"types", "envs", "host", "numerics", "output", "rules"},
     "rl": {"types", "trees", "envs", "rl"},
     "simulate": BASE | {"clients", "placement"},
     "evaluate": BASE | {"meta", "placement"},

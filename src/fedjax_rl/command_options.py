@@ -44,7 +44,7 @@ class EvalOptions(MachineOptions):
     model: str | None = None  # start from each client's personal model or the global one (default: the algorithm's)
     adapt_steps: int | None = None  # adaptation steps (default: the run's)
     adapt_lr: str | None = None  # rate of each step, e.g. 0.1,0.05; the last serves the rest (default: the run's)
-    backend: str | None = None  # physics: auto, native or mjx (default: the run's)
+    backend: str | None = None  # physics: auto, native, fused or mjx (default: the run's)
     json: bool = False  # print JSON, with every client's returns
     quiet: bool = False  # no remarks on stderr
 
@@ -53,7 +53,7 @@ class EvalOptions(MachineOptions):
         _exclusive("best", self.best, "step", self.step)
         _one_of("clients", self.clients, ("all", "new"))
         _one_of("model", self.model, ("personal", "global"))
-        _one_of("backend", self.backend, ("auto", "native", "mjx"))
+        _one_of("backend", self.backend, ("auto", "native", "fused", "mjx"))
         _at_least("step", self.step, 0)
         _at_least("new-clients", self.new_clients, 1)
         _at_least("eval-clients", self.eval_clients, 1)
@@ -165,7 +165,7 @@ class BenchOptions:
 
     what: tyro.conf.Positional[str]  # physics, update, round, run, memory, scaling, compile or peers
     env: str = "half_cheetah/direction"  # task family on MuJoCo
-    backend: str = "auto"  # physics: auto, native or mjx
+    backend: str = "auto"  # physics: auto, native, fused or mjx
     # environments (physics), selected clients (update, round, peers), seeds (run), devices (scaling), N,M,... (memory)
     sizes: str | None = None
     repeats: int = 5  # timed calls of each, taken in turn; medians are shown
@@ -175,7 +175,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         _one_of("what", self.what, BENCHES)
         _one_of("env", self.env, ENV_NAMES)
-        _one_of("backend", self.backend, ("auto", "native", "mjx"))
+        _one_of("backend", self.backend, ("auto", "native", "fused", "mjx"))
         _at_least("repeats", self.repeats, 1)
         if self.out and self.out.exists():
             raise ConfigError(f"--out {self.out} exists; choose another name")

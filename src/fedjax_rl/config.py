@@ -44,7 +44,8 @@ class Config:
 
     # task family, see `fedjax-rl list` (also brax/NAME)
     env: str = name("half_cheetah/direction", *ENV_NAMES, prefix="brax/")
-    backend: str = name("auto", "auto", "native", "mjx")  # physics: native (C MuJoCo, CPU), mjx (on the device) or auto
+    # physics: native (C MuJoCo, CPU), fused (compiled for the robot, CPU), mjx (on the device) or auto
+    backend: str = name("auto", "auto", "native", "fused", "mjx")
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_rl import output
 from fedjax_rl.envs import make_env, resolve_backend
+from fedjax_rl.envs.physics.fused.compiler import Unavailable, find
 from fedjax_rl.host import cores
 from fedjax_rl.numerics import pinned, root_key
 from fedjax_rl.rundir import versions
@@ -31,10 +32,17 @@ def doctor(*, as_json: bool) -> int:
         "backend": backend,
     }
     problems = []
+    engines = dict.fromkeys([backend, "native"])
     try:
-        found["env steps/s"] = round(physics_speed())
-    except Exception as error:  # whatever is wrong with the installation is what is asked for
-        problems.append(f"physics: {type(error).__name__}: {error}".splitlines()[0])
+        found["compiler"] = compiler_of_fused()
+        engines["fused"] = None
+    except Unavailable as why:
+        found["compiler"] = f"none for fused physics: {why}"
+    for engine in engines:
+        try:
+            found[f"env steps/s, {engine}"] = round(physics_speed(engine))
+        except Exception as error:  # whatever is wrong with the installation is what is asked for
+            problems.append(f"{engine} physics: {type(error).__name__}: {error}".splitlines()[0])
     try:
         with tempfile.TemporaryFile(dir="."):
             found["writable directory"] = os.getcwd()
@@ -52,9 +60,15 @@ def doctor(*, as_json: bool) -> int:
     return 1 if problems else 0
 
 
-def physics_speed(seconds: float = 1.0) -> float:
+def compiler_of_fused() -> str:
+    """The compiler that makes the programs of fused physics, and the width of its vectors."""
+    found = find()
+    return f"{' '.join(found.command)}: {found.version.splitlines()[0]}; {found.width} simulations a vector"
+
+
+def physics_speed(engine: str, seconds: float = 1.0) -> float:
     """Environment steps per second of a batch of half-cheetahs at zero action, compilation left out."""
-    env = make_env(ENV)
+    env = make_env(ENV, backend=engine)
     tasks = jnp.ones(BATCH)
     keys = jax.random.split(root_key(0), BATCH)
     step = jax.jit(jax.vmap(lambda s, t: env.step(s, jnp.zeros(env.spec.action_size), t)))

@@ -13,6 +13,7 @@ from fedjax_rl.numerics import root_key
 
 MODELS = {"half_cheetah": half_cheetah.half_cheetah_model, "ant": ant.ant_model}
 STEPS = 20  # environment steps of one timed call
+COMPARED = {"fused": ("native",)}  # what an engine takes turns with
 STATES = 256  # states of the accuracy column
 
 
@@ -24,13 +25,19 @@ def model_of(env: str) -> Model:
 
 
 def physics(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
-    """A row for each number of environments: `STEPS` environment steps of random control, policies left out."""
+    """A row for each number of environments: `STEPS` environment steps of random control, policies left out.
+
+    Fused physics takes turns with native, and `over_native` is the median of the pairs' ratios.
+    """
     backend, model = resolve_backend(backend), model_of(env)
     error = one_step_error(env, backend)
     rows = []
     for size in sizes or (64, 800, 4000):
-        start, run = make_run(env, backend, size)
-        seconds = interleaved({"run": lambda run=run, start=start: run(start)}, repeats)["run"]
+        made = {name: make_run(env, name, size) for name in (backend, *COMPARED.get(backend, ()))}
+        timed = interleaved(
+            {name: lambda run=run, start=start: run(start) for name, (start, run) in made.items()}, repeats
+        )
+        seconds = timed.pop(backend)
         steps = size * STEPS * model.frame_skip
         figures = {"env": env, "backend": backend, "environments": size}
         rates = {
@@ -39,6 +46,10 @@ def physics(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> lis
             "env_steps_per_s": size * STEPS / median(seconds),
             "ms_per_physics_step": 1e3 * median(seconds) / (STEPS * model.frame_skip),
         }
+        for name, theirs in timed.items():
+            ratios = [b / a for a, b in zip(seconds, theirs, strict=True)]
+            rates |= {f"{name}_physics_steps_per_s": steps / median(theirs)}
+            rates |= {f"over_{name}": median(ratios), f"over_{name}_range": spread(ratios)}
         rows.append(row("P1", **figures, **rates, one_step_error_p99=error))
     return rows
 
@@ -81,7 +92,7 @@ def one_step_error(env: str, backend: str) -> float:
 
     def step(q, v, w, u):
         state = engine.init(q, v)
-        return engine.step(state._replace(engine=w) if backend == "mjx" else state, u)
+        return engine.step(state if backend == "native" else state._replace(engine=w), u)
 
     got = np.asarray(jax.jit(jax.vmap(step))(qpos, qvel, warm.astype(np.float32), ctrl).qvel)
     error = np.linalg.norm(got - after, axis=1) / np.maximum(np.linalg.norm(after, axis=1), 1)

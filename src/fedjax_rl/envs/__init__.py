@@ -35,8 +35,8 @@ def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> 
 
     Args:
       name: one of ENVS, or brax/NAME for any environment of Brax.
-      backend: "auto", "native" (C MuJoCo on the host, one callback a step) or "mjx" (inside the compiled program).
-        Environments in pure JAX have only the latter kind and take any.
+      backend: "auto", "native" (C MuJoCo on the host, one callback a step), "fused" (C++ made for the robot) or "mjx"
+        (inside the compiled program). Environments in pure JAX have only the latter kind and take any.
       observation: of half-cheetah and ant, "maml" (the columns of the published lineage) or "compact" (without absolute
         positions). The others have one observation each.
 

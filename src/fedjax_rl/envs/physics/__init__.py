@@ -1,8 +1,8 @@
 """The physics seam: everything that an environment knows of a simulator.
 
-Only `physics.native` and `physics.mjx` import MuJoCo. Two arrays cross the seam, qpos and qvel: observations, rewards
-and terminations are functions of these alone, so the engines can be swapped (the policy gradient never differentiates
-through physics).
+Only `physics.native`, `physics.mjx` and `physics.fused` import MuJoCo. Two arrays cross the seam, qpos and qvel:
+observations, rewards and terminations are functions of these alone, so the engines can be swapped (the policy gradient
+never differentiates through physics).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax
 from fedjax_rl.rules import ConfigError
 from fedjax_rl.types import Array, Tree
 
-BACKENDS = ("native", "mjx")
+BACKENDS = ("native", "fused", "mjx")
 
 
 class PhysicsState(NamedTuple):
@@ -92,6 +92,8 @@ def platform() -> str:
 def resolve_backend(backend: str = "auto") -> str:
     """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs.
 
+    "fused" is "native" where the machine cannot make its programs; one line on stderr says why.
+
     Unless the answer can only be "mjx", switches JAX's asynchronous CPU dispatch off for the process: the callback of
     native physics reads its arguments as NumPy arrays, and with asynchronous dispatch these can wait for the very
     threads that wait for the callback. JAX reads the switch when it first touches a device, so it must come before
@@ -104,13 +106,20 @@ def resolve_backend(backend: str = "auto") -> str:
     here = platform()
     if backend == "auto":
         return "native" if here == "cpu" else "mjx"
+    if backend == "fused":
+        from fedjax_rl.envs.physics.fused.compiler import fused_or_native
+
+        return fused_or_native()
     return backend
 
 
 def make_physics(model: Model, backend: str = "auto") -> Physics:
     """The model on the engine; MuJoCo is imported here, not before."""
-    if resolve_backend(backend) == "native":
+    backend = resolve_backend(backend)
+    if backend == "native":
         from fedjax_rl.envs.physics.native import make_native as make
+    elif backend == "fused":
+        from fedjax_rl.envs.physics.fused.engine import make_fused as make
     else:
         from fedjax_rl.envs.physics.mjx import make_mjx as make
     return make(model)

@@ -1,0 +1,64 @@
+"""The fused engine: one XLA operation an environment step, without Python in it and without a compiler at import.
+
+The carry is qacc_warmstart [nv]. A diverged simulation shows as non-finite qpos and qvel and leaves the others alone.
+"""
+
+import ctypes
+import functools
+from importlib import metadata, resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState
+from fedjax_rl.envs.physics.fused import cache, compiler, program
+from fedjax_rl.envs.physics.fused.robot import read
+
+
+@functools.cache
+def text_of(xml: str, has_factors: bool) -> str:
+    """`program.text_of` from the cache, where a hash of all that it depends on stands for a trace of seconds."""
+    folder = resources.files("fedjax_rl.envs.physics.fused")
+    sources = [item.read_text(encoding="utf-8") for item in sorted(folder.iterdir(), key=str) if item.is_file()]
+    versions = [metadata.version(name) for name in ("jax", "mujoco", "numpy")]
+    name = compiler.digest(xml, str(has_factors), *sources, *versions)
+    make = lambda path: path.write_text(program.text_of(read(xml), has_factors), encoding="utf-8")
+    return cache.kept(f"{name}.cc", make).read_text(encoding="utf-8")
+
+
+@functools.cache
+def library(text: str) -> ctypes.CDLL:
+    """The loaded program of a text, compiled if need be; it stays for the process."""
+    return ctypes.CDLL(str(compiler.find().build(text)))
+
+
+@functools.cache
+def target(xml: str, has_factors: bool) -> str:
+    """The name by which XLA calls a robot's program: its text's hash, so that JAX's cache of programs serves again."""
+    text = text_of(xml, has_factors)
+    name = f"fedjax_rl_fused_{compiler.digest(text)}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library(text).step), platform="cpu")
+    return name
+
+
+def make_fused(model: Model) -> Physics:
+    """`model` as generated code, made when it is first stepped: one program without factors, another with them.
+
+    Raises:
+      ValueError: the MJCF has something that the generator does not carry; the message names it.
+    """
+    m = read(model.xml).m
+    shapes = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (m.nq, m.nv, m.nv)]
+    sizes = Factors(m.nbody, m.nbody, m.npair, m.nu)
+
+    def init(qpos, qvel):
+        return PhysicsState(qpos.astype(jnp.float32), qvel.astype(jnp.float32), jnp.zeros(m.nv, jnp.float32))
+
+    def step(state, ctrl, factors=None):
+        own = [] if factors is None else [jnp.broadcast_to(f, (n,)) for f, n in zip(factors, sizes, strict=True)]
+        call = jax.ffi.ffi_call(target(model.xml, factors is not None), shapes, vmap_method="broadcast_all")
+        inputs = [jnp.asarray(x, jnp.float32) for x in (*state, ctrl, *own)]
+        return PhysicsState(*call(*inputs, substeps=np.int32(model.frame_skip)))
+
+    return Physics(init, step)

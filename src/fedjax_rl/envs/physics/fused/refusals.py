@@ -1,0 +1,111 @@
+"""What the generator cannot carry, refused by the name that the MJCF has for it, when the environment is made."""
+
+import mujoco
+import numpy as np
+
+_J, _G = mujoco.mjtJoint, mujoco.mjtGeom
+
+# A field of mjModel that must be zero (or empty) -> what the MJCF calls what is there otherwise.
+_MUST_BE_ZERO = {
+    "na": "actuator activations (dyntype)",
+    "neq": "equality constraints",
+    "ntendon": "tendons",
+    "nflex": "flex",
+    "nplugin": "plugins",
+    "nmocap": "mocap bodies",
+    "body_gravcomp": "gravcomp",
+    "dof_frictionloss": "joint frictionloss",
+    "dof_dampingpoly": "a polynomial joint damping",
+    "jnt_pos": "joint pos (an anchor away from the body's origin)",
+    "jnt_stiffnesspoly": "a polynomial joint stiffness",
+    "nplastic": "plastic joint springs",
+    "jnt_actfrclimited": "joint actuatorfrcrange",
+    "pair_gap": "pair gap",
+    "pair_adhesion": "pair adhesion",
+    "pair_solreffriction": "pair solreffriction",
+    "actuator_forcelimited": "motor forcerange",
+    "actuator_armature": "actuator armature",
+    "actuator_damping": "actuator damping",
+    "actuator_delay": "actuator delay",
+    "actuator_biastype": "actuator biastype (a motor has none)",
+}
+_OPTIONS_MUST_BE = {
+    "integrator": (mujoco.mjtIntegrator.mjINT_EULER, "option integrator other than Euler"),
+    "density": (0, "option density (fluid forces)"),
+    "viscosity": (0, "option viscosity (fluid forces)"),
+    "impratio": (1, "option impratio other than 1"),
+    "noslip_iterations": (0, "option noslip_iterations"),
+    "disableflags": (0, "option flag (disable)"),
+    "enableflags": (0, "option flag (enable)"),
+    "disableactuator": (0, "option actuatorgroupdisable"),
+}
+
+
+def refuse(m: mujoco.MjModel) -> None:
+    """Raise ValueError naming the first feature of the model that the generated step would not have."""
+    for found in _refusals(m):
+        raise ValueError(f"fused physics does not carry {found}; choose the backend native or mjx")
+
+
+def _refusals(m: mujoco.MjModel):
+    for field, feature in _MUST_BE_ZERO.items():
+        if np.any(getattr(m, field, 0)):
+            yield feature
+    for field, (value, feature) in _OPTIONS_MUST_BE.items():
+        if getattr(m.opt, field, value) != value:
+            yield feature
+    yield from _tree_refusals(m)
+    yield from _contact_refusals(m)
+    for u in range(m.nu):
+        on_joint = m.actuator_trntype[u] == mujoco.mjtTrn.mjTRN_JOINT
+        if not on_joint or _J(m.jnt_type[m.actuator_trnid[u, 0]]) not in (_J.mjJNT_HINGE, _J.mjJNT_SLIDE):
+            yield "actuator on anything but a hinge or slide joint"
+        if m.actuator_gaintype[u] != mujoco.mjtGain.mjGAIN_FIXED or m.actuator_gainprm[u, 0] != 1:
+            yield "actuator gain other than a motor's"
+    rows = [(m.jnt_solref[j], m.jnt_solimp[j]) for j in np.flatnonzero(m.jnt_limited)]
+    for solref, solimp in rows + list(zip(m.pair_solref, m.pair_solimp, strict=True)):
+        if solref[0] <= 0:
+            yield "negative solref (stiffness and damping given directly)"
+        if solimp[4] != 2:
+            yield "solimp with a power other than 2"
+
+
+def _tree_refusals(m: mujoco.MjModel):
+    if np.sum(m.body_parentid[1:] == 0) != 1:
+        yield "more than one body tree in the worldbody"
+    for j in range(m.njnt):
+        body, kind = m.jnt_bodyid[j], m.jnt_type[j]
+        before = m.jnt_type[m.body_jntadr[body] : j]
+        if kind == _J.mjJNT_BALL:
+            yield "ball joints"
+        if kind == _J.mjJNT_SLIDE and (m.body_parentid[body] != 0 or np.any(before != _J.mjJNT_SLIDE)):
+            yield "slide joints other than the root's first ones"
+        if kind == _J.mjJNT_FREE and m.jnt_stiffness[j]:
+            yield "stiffness of a free joint"
+
+
+def _contact_refusals(m: mujoco.MjModel):
+    collide = (m.geom_contype[:, None] & m.geom_conaffinity[None]) != 0
+    if np.any(collide & ~np.eye(m.ngeom, dtype=bool)):
+        yield "contype and conaffinity (contacts must be listed as pairs)"
+    if np.any(m.pair_dim != 3):
+        yield "pair condim other than 3"
+    if np.any(m.pair_friction[:, 0] != m.pair_friction[:, 1]):
+        yield "pair friction that differs by direction"
+    for floor, geom in zip(m.pair_geom1, m.pair_geom2, strict=True):
+        level = np.allclose(m.geom_quat[floor][1:3], 0) and m.geom_bodyid[floor] == 0
+        if m.geom_type[floor] != _G.mjGEOM_PLANE or not level:
+            yield "a pair whose first geom is not a level floor (plane) of the worldbody"
+        elif _G(m.geom_type[geom]) not in (_G.mjGEOM_SPHERE, _G.mjGEOM_CAPSULE):
+            yield "a pair of the floor with anything but a sphere or capsule"
+    if m.npair and m.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL and not _planar(m):
+        yield 'cone="pyramidal" for a robot that leaves the plane of x and z'
+
+
+def _planar(m: mujoco.MjModel) -> bool:
+    """Whether every joint moves in the plane of x and z: hinges about y, slides across it, at qpos0 and so always."""
+    data = mujoco.MjData(m)
+    mujoco.mj_kinematics(m, data)
+    off = {_J.mjJNT_HINGE: (0, 2), _J.mjJNT_SLIDE: (1,)}
+    kinds = [_J(kind) for kind in m.jnt_type]
+    return all(k in off and np.allclose(data.xaxis[j, list(off[k])], 0, atol=1e-9) for j, k in enumerate(kinds))
