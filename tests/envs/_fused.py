@@ -53,7 +53,7 @@ class Program:
     """A loaded program on the calling thread: (inputs [n, ...], substeps) -> [qpos, qvel, warm start]."""
 
     def __init__(self, text: str, used: compiler.Compiler | None = None):
-        library = engine.library(text) if used is None else ctypes.CDLL(str(used.build(text)))
+        library = engine.loaded(text) if used is None else ctypes.CDLL(str(used.build(text)))
         self.call = library.step_here
         self.call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
 

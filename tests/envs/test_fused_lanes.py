@@ -93,7 +93,7 @@ def test_a_branch_and_a_loop_are_each_lanes_own():
 
 
 def test_what_has_no_text_is_named():
-    with pytest.raises(NotImplementedError, match="exp"):
+    with pytest.raises(ValueError, match="exp"):
         compiled(lambda x, y, z: [Scalar(jnp.exp(x.value)), y, z])
 
 

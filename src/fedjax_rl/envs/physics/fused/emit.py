@@ -103,7 +103,7 @@ class _Block:
         elif operation in _OPERATIONS:
             self.bind(e, _OPERATIONS[operation].format(*args))
         else:
-            raise NotImplementedError(f"no C++ for the operation {operation}")
+            raise ValueError(f"no C++ for the operation {operation}")
 
     def bind(self, e, text: str) -> None:
         self.names[e.outvars[0]] = self.out.named(self.indent, f"const {_kind(e.outvars[0])}", text)
@@ -126,7 +126,7 @@ class _Block:
         keep, change = e.params["branches"]
         mask, values = args[0], args[1:]
         if keep.jaxpr.eqns:
-            raise NotImplementedError("a cond whose other branch computes something")
+            raise ValueError("a cond whose other branch computes something")
         kept = dict(zip(keep.jaxpr.invars, values, strict=True))
         old = [literal(v.val) if isinstance(v, core.Literal) else kept[v] for v in keep.jaxpr.outvars]
         out = [self.out.named(self.indent, _kind(v), x) for v, x in zip(e.outvars, old, strict=True)]

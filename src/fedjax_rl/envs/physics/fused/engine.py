@@ -28,7 +28,7 @@ def text_of(xml: str, has_factors: bool) -> str:
 
 
 @functools.cache
-def library(text: str) -> ctypes.CDLL:
+def loaded(text: str) -> ctypes.CDLL:
     """The loaded program of a text, compiled if need be; it stays for the process."""
     return ctypes.CDLL(str(compiler.find().build(text)))
 
@@ -38,7 +38,7 @@ def target(xml: str, has_factors: bool) -> str:
     """The name by which XLA calls a robot's program: its text's hash, so that JAX's cache of programs serves again."""
     text = text_of(xml, has_factors)
     name = f"fedjax_rl_fused_{compiler.digest(text)}"
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library(text).step), platform="cpu")
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(loaded(text).step), platform="cpu")
     return name
 
 
