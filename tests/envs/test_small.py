@@ -92,7 +92,7 @@ def test_unknown_names_point_to_the_nearest():
         make_env("brax/hoper")
     with pytest.raises(ValueError, match="unknown observation 'full'; choose one of maml, compact"):
         make_env("ant/direction", observation="full")
-    with pytest.raises(ValueError, match="unknown physics backend 'cuda'; choose one of auto, native, mjx"):
+    with pytest.raises(ValueError, match="unknown physics backend 'cuda'; choose one of auto, native, fused, mjx"):
         make_env("ant/direction", backend="cuda")
 
 
