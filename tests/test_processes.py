@@ -4,7 +4,7 @@ import pytest
 
 from faults import processes
 from faults.outcome import REFUSED
-from fedjax_rl import lifeline
+from fedjax_rl import agreement
 
 
 @pytest.fixture(autouse=True)
@@ -43,4 +43,4 @@ def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bits(tmp_pa
     ],
 )
 def test_the_first_difference_is_named_with_its_processes(facts, said):
-    assert lifeline.difference(facts) == said
+    assert agreement.difference(facts) == said

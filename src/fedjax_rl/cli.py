@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl import exits, lifeline, output, signals
+from fedjax_rl import agreement, exits, lifeline, output, signals
 from fedjax_rl.config import ConfigError, nearest
 from fedjax_rl.files import explain
 
@@ -167,9 +167,9 @@ def _start(command: str, options: Any, config: Any, directory: Path | None) -> N
         **placement.settings(),
         "checkpoints": sorted(step.name for step in (directory / rundir.CHECKPOINTS).glob("*.digest.json")),
     }
-    lifeline.same(facts)
+    agreement.same(facts)
     if command != "eval":
-        lifeline.same_directory(directory)
+        agreement.same_directory(directory)
     placement.start_processes()
     resolve_backend(getattr(options, "backend", None) or config.backend)  # before any device is touched
     placement.same_devices()

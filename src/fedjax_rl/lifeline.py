@@ -1,4 +1,4 @@
-"""The other processes of a run: who has come, what all must share, and what is done when one is gone.
+"""The other processes of a run: who has come, and what is done when one is gone.
 
 Process 0 listens at HOST:PORT. Each of the others keeps one connection to it for as long as the run lasts, on which
 lines of JSON go. The system closes the connection of a process that dies, whatever it was doing, so that process 0
@@ -12,14 +12,12 @@ and through relays that keep deaths from it. Imports no jax.
 import json
 import os
 import queue
-import secrets
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from fedjax_rl import exits, output, relay
@@ -28,8 +26,6 @@ from fedjax_rl.rules import ConfigError
 SHARED = (exits.DONE, exits.DIVERGED, exits.UNHEARD)  # what all processes find out alike: no one ends because of it
 GRACE_S = 3.0  # for this process to end by itself, of what ended another one
 ANSWER_S = 10.0  # for a connection to say who it is
-SEEN_S = 5.0  # for a file that one process has written to be seen by all
-SERVICE_S = 120.0  # for JAX's service to be started
 AGAIN = "start all of them again"
 
 
@@ -99,7 +95,7 @@ class Lifeline:
             kind, *values = json.loads(relay.first_line(connection))
             if kind == "jax":
                 connection.settimeout(None)
-                relay.join(connection, _connect("127.0.0.1", self.service))
+                relay.join(connection, relay.connect("127.0.0.1", self.service))
                 return
             number, count = map(int, values)
         except (OSError, ValueError, TypeError):
@@ -159,7 +155,7 @@ class Lifeline:
     def _pass_on(self, connection: socket.socket) -> None:
         """JAX's client here, to JAX's service at process 0."""
         try:
-            far = _connect(*relay.split(self.address))
+            far = relay.connect(*relay.split(self.address))
             far.sendall(b'["jax"]\n')
         except OSError:
             connection.close()
@@ -270,59 +266,6 @@ def gather(value: Any) -> list[Any]:
     return [value] if _joined is None else _joined.gather(value)
 
 
-def same(facts: Mapping[str, Any]) -> None:
-    """Compare what all processes must share.
-
-    Raises:
-      ConfigError: in all of them, with the first fact in which they differ.
-    """
-    line = difference(gather(json.loads(json.dumps(list(facts.items())))))  # a tuple is a list for all of them
-    if line:
-        raise ConfigError(f"{line}; start all with the same command, environment and packages")
-
-
-def difference(facts: list[list]) -> str:
-    """The first fact in which another process differs from process 0; "" for none.
-
-    >>> difference([[["seed", 1], ["clip", 0.2]], [["seed", 1], ["clip", 0.3]]])
-    'processes 0 and 1 differ in clip: 0.2 and 0.3'
-    """
-    own, *others = map(dict, facts)
-    for name in dict.fromkeys(name for some in (own, *others) for name in some):
-        for number, other in enumerate(others, 1):
-            if own.get(name) != other.get(name):
-                return f"processes 0 and {number} differ in {name}: {own.get(name)} and {other.get(name)}"
-    return ""
-
-
-def same_directory(path: Path) -> None:
-    """Make the directory and see that it is one and the same for all processes.
-
-    Raises:
-      ConfigError: in all of them, when one does not see what process 0 writes there.
-    """
-    if _joined is None:
-        return
-    is_writer = _joined.number == 0
-    made = [p for p in (path, *path.parents) if is_writer and not p.exists()]
-    mark = path / f".seen-{gather(secrets.token_hex(8))[0]}"
-    if is_writer:
-        path.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    gather(None)  # nobody looks before it is there: a network's file system would remember that it was not
-    deadline = time.monotonic() + SEEN_S
-    while not mark.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    blind = [number for number, seen in enumerate(gather(mark.exists())) if not seen]
-    if is_writer:
-        mark.unlink()
-        for directory in made if blind else ():
-            directory.rmdir()
-    if blind:
-        line = f"{processes(blind)} of {_joined.count} and process 0 do not see the same directory at {path}"
-        raise ConfigError(f"{line}; choose one on a file system that all share")
-
-
 def all_end() -> None:
     """All processes have agreed to end, so that the first to do so is not missed."""
     if _joined is not None:
@@ -358,18 +301,3 @@ def processes(numbers) -> str:
     """[1] -> 'process 1'; [1, 2] -> 'processes 1, 2'."""
     numbers = list(numbers)
     return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
-
-
-def _connect(host: str, port: int) -> socket.socket:
-    """A connection to somebody who may not listen yet, but will."""
-    deadline = time.monotonic() + SERVICE_S
-    while True:
-        try:
-            connection = socket.create_connection((host, port), timeout=ANSWER_S)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-            continue
-        connection.settimeout(None)
-        return connection

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_rl import lifeline
+from fedjax_rl import agreement, lifeline
 from fedjax_rl.exits import ProcessLost
 from fedjax_rl.rules import ConfigError
 from fedjax_rl.types import Array, Tree
@@ -136,7 +136,7 @@ def same_devices() -> None:
     Raises:
       ConfigError: in all of them, when one has another.
     """
-    lifeline.same({"device": jax.local_devices()[0].device_kind})
+    agreement.same({"device": jax.local_devices()[0].device_kind})
 
 
 def settings() -> dict[str, Any]:

@@ -10,6 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 
+SERVICE_S = 120.0  # for JAX's service to be started
+ATTEMPT_S = 10.0  # for one attempt to connect
+
 _kept: list[socket.socket] = []  # a socket that nobody holds would be closed
 
 
@@ -55,6 +58,21 @@ def _accept(server: socket.socket, handle: Callable[[socket.socket], None]) -> N
             time.sleep(0.1)
             continue
         spawn(handle, connection)
+
+
+def connect(host: str, port: int) -> socket.socket:
+    """A connection to somebody who may not listen yet, but will."""
+    deadline = time.monotonic() + SERVICE_S
+    while True:
+        try:
+            connection = socket.create_connection((host, port), timeout=ATTEMPT_S)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+            continue
+        connection.settimeout(None)
+        return connection
 
 
 def free_port() -> int:
