@@ -305,6 +305,10 @@ def footer(scale: Scale, members: Members, out: Path) -> str:
     names = ("python", "jax", "mujoco", "mujoco-mjx")
     versions = ", ".join(f"{name} {seen[name]}" for name in names if seen.get(name))
     seeds = sorted({c.seed for c in members.values()})
+    made = [out / name for name in members if (out / name / rundir.CONFIG).exists()]
+    engines = sorted({rundir.open_run(path).backend for path in made} - {"auto"})
+    if engines not in ([], ["native"]):  # what was made before there was another one does not say it
+        versions += f"; physics: {', '.join(engines)}"
     return f"scale {scale.name}: seeds {', '.join(map(str, seeds))}; {text} environment steps a run; {versions}"
 
 

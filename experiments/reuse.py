@@ -17,8 +17,8 @@ def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> lis
     """Copy into OUT/NAME the finished run of NAME's configuration, if a source has one; the names that were found.
 
     A run serves when its training has the same values and its evaluations hold those asked for: as many steps of
-    adaptation or more, and the same ones between rounds. Its records come with it, its checkpoints do not; reused.json
-    names the source.
+    adaptation or more, and the same ones between rounds. Where the engine is left to `auto`, any serves. Its records
+    come with it, its checkpoints do not; reused.json names the source.
     """
     missing = {name: c for name, c in members.items() if not (out / name).exists()}
     found = [] if not missing else [(path, rundir.open_run(path)) for source in sources for path in runs(source)]
@@ -41,6 +41,8 @@ def serves(done: Config, asked: Config) -> bool:
     between = (done.eval_every, done.eval_clients) == (asked.eval_every, asked.eval_clients)
     enough = done.adapt_steps >= asked.adapt_steps and done.new_clients >= asked.new_clients
     enough &= (done.final_clients or done.num_clients) >= (asked.final_clients or asked.num_clients)
+    if asked.backend == "auto":
+        asked = replace(asked, backend=done.backend)
     return enough and (between or not asked.eval_every) and training(done) == training(asked)
 
 
@@ -58,6 +60,6 @@ def copy(path: Path, to: Path, config: Config) -> None:
     for name in FILES:
         if (path / name).exists():
             shutil.copyfile(path / name, fresh / name)
-    rundir.write_config(fresh, config)
+    rundir.write_config(fresh, replace(config, backend=rundir.open_run(path).backend))
     (fresh / NOTE).write_text(json.dumps({"source": str(path)}) + "\n")
     fresh.rename(to)

@@ -76,6 +76,7 @@ def test_runs_that_another_experiment_has_finished_are_taken_and_no_others(table
         "another rate": common.line(TINY, ENV, "rate", server_lr=rate * 1.1),
         "more steps": common.line(TINY, ENV, "steps", server_lr=rate, adapt_steps=2),
         "other evaluations": common.line(TINY, ENV, "evaluated", server_lr=rate, eval_every=2),
+        "another engine": common.line(TINY, ENV, "engine", server_lr=rate, backend="mjx"),
         "another method": common.line(TINY, ENV, "fedavg", "fedavg", server_lr=rate),
     }
     members = equal | {name: c for some in others.values() for name, c in some.items()}
@@ -86,7 +87,8 @@ def test_runs_that_another_experiment_has_finished_are_taken_and_no_others(table
         source = table / ENV / "fmrl" / f"seed{c.seed}"
         assert json.loads((tmp_path / name / reuse.NOTE).read_text()) == {"source": str(source)}
         assert (tmp_path / name / rundir.METRICS).read_bytes() == (source / rundir.METRICS).read_bytes()
-        assert rundir.open_run(tmp_path / name) == c and not (tmp_path / name / rundir.CHECKPOINTS).exists()
+        assert rundir.open_run(tmp_path / name) == replace(c, backend=rundir.open_run(source).backend)
+        assert not (tmp_path / name / rundir.CHECKPOINTS).exists()
 
 
 def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, capsys):

@@ -86,11 +86,20 @@ def test_labels_say_what_differs_and_nothing_else(tmp_path):
 
 def test_execution_does_not_separate_groups(tmp_path):
     make_run(tmp_path / "0", noise(0), noise(1, 5), seed=0)
-    other = {"backend": "mjx", "client_batch": 3, "save_every": 4, "eval_every": 1, "eval_clients": 2, "new_clients": 4}
+    other = {"client_batch": 3, "save_every": 4, "eval_every": 1, "eval_clients": 2, "new_clients": 4}
     make_run(tmp_path / "1", noise(2), noise(3, 4), seed=1, **other)
     (group,) = groups.gather([tmp_path], print)
     assert len(group.runs) == 2
     np.testing.assert_array_equal(group.scores("eval_new"), [noise(1, 5)[:4], noise(3, 4)])
+
+
+def test_the_engine_stands_in_the_title_or_separates_groups(tmp_path, capsys):
+    for number, backend in enumerate(("native", "native", "fused")):
+        make_run(tmp_path / backend / str(number), noise(number), seed=number, env="ant/velocity", backend=backend)
+    assert "**ant/velocity on native physics, all clients**" in call(capsys, tmp_path / "native")[1]
+    both = call(capsys, tmp_path)[1]
+    assert "**ant/velocity, all clients**" in both and "fmrl backend=native" in both and "fmrl backend=fused" in both
+    assert [row["backend"] for row in json.loads(call(capsys, tmp_path, "--json")[1])["rows"]] == ["fused", "native"]
 
 
 def test_a_prolonged_run_counts_as_far_as_its_last_evaluation(tmp_path):

@@ -156,6 +156,17 @@ def test_evaluations_that_are_lost_are_said(tmp_path, capsys):
     assert [row["round"] for row in records.sound(path / "eval.jsonl")] == [1, 3, 4, 5]
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl"])
+def test_records_that_cannot_be_read_cost_no_other_record(name, run, capsys):
+    """The step of the last round is gone, whose record would be dropped, and made again."""
+    (run / "ckpt/5.digest.json").unlink()
+    (run / name).rename(run / "kept")
+    (run / name).mkdir()
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert f"{run / name}: Is a directory" in refused(capsys, "resume", run, "--rounds", "7", "--quiet", code=1)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # Line 3: config.toml believed
 
 
@@ -174,6 +185,21 @@ def test_every_command_that_opens_a_run_checks_its_configuration(command, change
     path.write_text("") if change is None else edit(path, *change)
     more = {"resume": ["--rounds", "7"], "render": ["--out", run.parent / "a.html"]}.get(command, [])
     assert message in refused(capsys, command, run, *more)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"stratified"', '"stratifmed"'), ('"fmrl"', '"fmrk"'), ("rounds = 5", "rounds = 5.0")]
+)
+def test_the_file_of_an_illegal_value_is_named(old, new, run, capsys):
+    edit(run / "config.toml", old, new)
+    shutil.rmtree(run / "ckpt")  # which would name the value that was changed
+    assert f"fedjax-rl: {run / 'config.toml'}: " in refused(capsys, "resume", run, "--rounds", "7")
+    rundir.create_sweep(run.parent, {run: config.build("fmrl", {"env": "navigation"})}, 0)
+    plan = json.loads((run.parent / "sweep.json").read_text())
+    plan["members"]["run"] = (run / "config.toml").read_text()
+    del plan["sha256"]
+    (run.parent / "sweep.json").write_text(json.dumps(plan))
+    assert f"fedjax-rl: {run.parent / 'sweep.json'}: run: " in refused(capsys, "resume", run.parent)
 
 
 def test_a_changed_configuration_is_seen_without_a_checkpoint(run, capsys):

@@ -153,7 +153,7 @@ def _start(command: str, options: Any, config: Any, directory: Path | None) -> N
     if options.coordinator is None:
         return
     from fedjax_rl import placement, rundir
-    from fedjax_rl.envs import resolve_backend
+    from fedjax_rl.envs import engine
 
     given = {key: value for key, value in vars(options).items() if key not in NOT_SHARED | ELSEWHERE}
     facts = {
@@ -171,7 +171,8 @@ def _start(command: str, options: Any, config: Any, directory: Path | None) -> N
     if command != "eval":
         agreement.same_directory(directory)
     placement.start_processes()
-    resolve_backend(getattr(options, "backend", None) or config.backend)  # before any device is touched
+    physics = engine(config.env, getattr(options, "backend", None) or config.backend)  # before a device is touched
+    agreement.same({"physics": physics})
     placement.same_devices()
     if not placement.is_first():
         rundir.only_read()

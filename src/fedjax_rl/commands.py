@@ -78,6 +78,7 @@ def render(options: RenderOptions) -> int:
 
 def new_sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
     """A sweep from its beginning; what cannot be made is refused before anything is written."""
+    members = {path: runner.with_engine(path, config) for path, config in members.items()}
     runner.check(members)
     rundir.create_sweep(out, members, halvings)
     return sweep(members, out, halvings, as_json=as_json, quiet=quiet)
@@ -115,6 +116,7 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
     """Train to the end and print the result."""
     reporter, began = Reporter(quiet or rundir.is_reader()), time.perf_counter()
     reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
+    config = runner.with_engine(directory, config)
     with _continued(directory):
         [result] = runner.run_group([config], [directory], reporter)
     if not rundir.is_reader():

@@ -27,7 +27,7 @@ SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
 # What decides where or how often something is computed or kept, but no number of the result.
 EXECUTION = frozenset(
-    "backend client_batch save_every keep_every nan_dump eval_every eval_clients final_clients new_clients".split()
+    "client_batch save_every keep_every nan_dump eval_every eval_clients final_clients new_clients".split()
 )
 # Values that runs of earlier versions lack; what they did then is the default.
 LATER = frozenset(

@@ -62,7 +62,10 @@ def _values(text: str, where: object) -> tuple[str | None, dict[str, Any]]:
         raise ConfigError(f"{where}: schema = {schema!r}: this version reads schema {SCHEMA}")
     algorithm = values.pop("algorithm", None)
     if algorithm is not None:
-        config_class(str(algorithm))
+        try:
+            config_class(str(algorithm))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
     return algorithm, values
 
 
@@ -80,7 +83,10 @@ def loads(text: str, where: object = "the configuration") -> Config:
     algorithm, values = _values(text, where)
     if algorithm is None:
         raise ConfigError(f"{where} is damaged: it names no algorithm")
-    config = build(algorithm, values)
+    try:
+        config = build(algorithm, values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     missing = [item.name for item in fields(config) if item.name not in values.keys() | LATER]
     if missing:
         raise ConfigError(f"{where} is damaged: it lacks {', '.join(missing)}")

@@ -33,6 +33,13 @@ def go_back(path: Path, config: Config, round: int, say: Callable[[str], None]) 
 
 
 @by_the_writer
+def refuse_unreadable(path: Path) -> None:
+    """An OSError where a file of records cannot be read, before anything of the run is written."""
+    for name in (METRICS, EVAL):
+        records.read(path / name)
+
+
+@by_the_writer
 def forget(path: Path, keep: Callable[[Row], bool], say: Callable[[str], None]) -> None:
     """Drop the records that a resumed run writes again, so that each is there exactly once."""
     if not path.exists():

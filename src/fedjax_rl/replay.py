@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[Config, str, str, dict[str, np.ndarray]]:
         raise ConfigError(f"{path} cannot be read: {explain(OSError(error.errno, error.strerror))}; {hint}") from None
     except (ValueError, KeyError, EOFError, MemoryError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error):
         raise ConfigError(f"{path} is not a dump, or is damaged; {hint}") from None
-    config = loads(text, f"the configuration in {path}")
+    config = rundir.with_engine(loads(text, f"the configuration in {path}"), path.parent.parent / rundir.ENV)
     return config, number, client, {name.removeprefix("work."): array for name, array in arrays.items()}
 
 

@@ -38,20 +38,21 @@ def report(options: ReportOptions, kept: str = "") -> int:
         text = as_csv([row for part in rows.values() for row in part]).rstrip()
     else:
         write = {"md": as_markdown, "latex": as_latex}[options.format]
-        text = "\n\n".join(write(f"{env}, {CLIENTS[name]} clients", part) for name, part in rows.items())
+        text = "\n\n".join(write(f"{_about(env, part)}, {CLIENTS[name]} clients", part) for name, part in rows.items())
     output.result(text, kept)
     return 0
 
 
 def record(group: Group, first: Group, name: str) -> dict[str, Any]:
-    """One row as numbers: {"group", "clients", "seeds", "num_clients", "env_steps", "adapt_0", "adapt_0_ci95", ...}.
+    """One row as numbers: {"group", "backend", "clients", "seeds", "num_clients", "env_steps", "adapt_0", ...}.
 
     `iqm`, `worst_10` and `p_first_better` are of the returns after one step. What cannot be said (intervals of one
     seed, the first group's chance against itself or without a seed in common, a step not taken) is missing or None.
     """
     scores = group.scores(name)  # [S, N, k+1]
     seeds, count, columns = scores.shape
-    row = {"group": group.label, "clients": CLIENTS[name], "seeds": seeds, "num_clients": count}
+    row = {"group": group.label, "backend": group.runs[0].config.backend, "clients": CLIENTS[name]}
+    row |= {"seeds": seeds, "num_clients": count}
     row["env_steps"] = group.env_steps()
     for j in range(columns):
         row |= _over_seeds(f"adapt_{j}", scores[:, :, j].mean(axis=1))
@@ -77,10 +78,16 @@ def _bootstrapped(name: str, statistic: Any, scores: Any) -> dict[str, float | N
     return {name: statistic(scores), f"{name}_low": low, f"{name}_high": high}
 
 
+def _about(env: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The environment, and the engine that all groups have in common; where they differ, their labels say it."""
+    engines = {row["backend"] for row in rows} - {"auto"}
+    return f"{env} on {engines.pop()} physics" if len(engines) == 1 else env
+
+
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """A line a group and kind of clients, at full precision; empty where there is no number."""
     steps = [f"adapt_{j}" for j in range(_columns(rows))]
-    header = ["group", "clients", "seeds", "num_clients", "env_steps"]
+    header = ["group", "backend", "clients", "seeds", "num_clients", "env_steps"]
     header += [part for name in (*steps, "worst_10") for part in (name, f"{name}_ci95")]
     header += [part for name in ("iqm", "p_first_better") for part in (name, f"{name}_low", f"{name}_high")]
     text = io.StringIO()

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
 
 REMEDY = f"put it back into {CONFIG}, or train anew with another --out"
+
+_BY_MUJOCO = ("half_cheetah/", "ant/")  # what earlier versions stepped with it
 
 _is_reader = False
 
@@ -78,7 +80,8 @@ def create(path: Path, config: Config) -> None:
       ConfigError: it cannot be written, or has lost its config.toml and holds checkpoints of another configuration.
     """
     if text := digest.saved_config(path / CHECKPOINTS):
-        refuse_another(config, loads(text, "a checkpoint's configuration"), path, "choose another directory")
+        saved = with_engine(loads(text, "a checkpoint's configuration"), path / ENV)
+        refuse_another(config, saved, path, "choose another directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINTS).mkdir(exist_ok=True)
@@ -121,7 +124,9 @@ def read_sweep(path: Path) -> tuple[dict[Path, Config], int]:
         raise damaged from None
     if not is_whole:
         raise damaged
-    return {path / name: loads(text, f"{path / SWEEP}: {name}") for name, text in texts.items()}, halvings
+    env = next((path / name / ENV for name in texts if (path / name / ENV).exists()), path / ENV)
+    members = {path / name: loads(text, f"{path / SWEEP}: {name}") for name, text in texts.items()}
+    return {member: with_engine(config, env) for member, config in members.items()}, halvings
 
 
 def _is_plain(name: str) -> bool:
@@ -147,17 +152,33 @@ def open_run(path: Path) -> Config:
     if not (path / CONFIG).exists():
         raise ConfigError(f"{path} is not a run directory: it has no {CONFIG}")
     text = digest.saved_config(path / CHECKPOINTS)
+    named = lambda config: with_engine(config, path / ENV)
     where = f"{path / CONFIG} (its newest checkpoint's digest has another copy of it)" if text else path / CONFIG
-    saved = loads(text, "a checkpoint's configuration") if text else None
+    saved = named(loads(text, "a checkpoint's configuration")) if text else None
     try:
-        config = load(path / CONFIG)
+        config = named(load(path / CONFIG))
     except ConfigError as error:
         if saved is not None:  # a field that was changed is named rather than a hash
-            refuse_another(_unsealed(path / CONFIG), saved, path, REMEDY)
+            changed = _unsealed(path / CONFIG)
+            refuse_another(changed and named(changed), saved, path, REMEDY)
         raise ConfigError(str(error).replace(str(path / CONFIG), str(where))) from None
     if saved is not None:
         refuse_another(config, saved, path, REMEDY)
     return config
+
+
+def with_engine(config: Config, env: Path) -> Config:
+    """The physics engine by its name, which earlier versions wrote as "auto": native on CPUs, mjx elsewhere.
+
+    env: the env.json beside it, which names the device; without it, a CPU.
+    """
+    if config.backend != "auto" or not config.env.startswith(_BY_MUJOCO):
+        return config
+    try:
+        device = json.loads(read_text(env))["device"]
+    except (ConfigError, ValueError, KeyError, TypeError):
+        device = "cpu"
+    return replace(config, backend="native" if device == "cpu" else "mjx")
 
 
 def refuse_another(config: Config | None, saved: Config, path: Path, remedy: str) -> None:

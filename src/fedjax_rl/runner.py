@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from fedjax_rl import checkpoint, mending, placement, records, rundir, scoring, 
 from fedjax_rl import train as training
 from fedjax_rl.build import Group, abstract_state, initial_states, make_group, make_run, static_fields
 from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.envs import engine
 from fedjax_rl.exits import NoCheckpoint
 from fedjax_rl.numerics import pinned
 from fedjax_rl.progress import Reporter
@@ -32,6 +34,7 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path
       ConfigError: a directory holds a run of another configuration, finished or not.
       Interrupted: a signal came; what was begun is saved.
     """
+    members = {path: with_engine(path, config) for path, config in members.items()}
     for path, config in members.items():
         if (path / rundir.CONFIG).exists():
             rundir.refuse_another(config, rundir.open_run(path), path, "move it away, or choose another directory")
@@ -42,6 +45,24 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path
             lost += _bring(paths, members, reporter)
     placement.agree(0)  # what the first process has written is there for all to read
     return lost
+
+
+def with_engine(path: Path, config: Config) -> Config:
+    """The configuration with its physics engine by name; a run that was begun keeps its own.
+
+    Raises:
+      ConfigError: this machine does not have the engine that the run was begun on.
+    """
+    if not (path / rundir.CONFIG).exists():
+        return replace(config, backend=engine(config.env, config.backend))
+    if config.backend == "auto":
+        config = replace(config, backend=rundir.open_run(path).backend)
+    try:
+        engine(config.env, config.backend, strict=True)
+    except ConfigError as error:
+        remedy = "go on where there is, or train anew with another --out"
+        raise ConfigError(f"{path} was begun on {config.backend} physics; {error}; {remedy}") from None
+    return config
 
 
 @pinned()
@@ -107,6 +128,8 @@ def run_group(
     with ExitStack() as locks:
         for directory in directories:
             locks.enter_context(rundir.writer(directory))
+        for directory in directories:
+            mending.refuse_unreadable(directory)
         begun = placement.agree(rundir.has_checkpoint(directories[0]))
         states = restored_states(group, directories, reporter.warn) if begun else None
         number = 0 if states is None else int(states.round[0])

@@ -16,6 +16,7 @@ from test_fused_refusals import PLAIN
 
 from fedjax_rl.cli import main
 from fedjax_rl.envs import make_env, resolve_backend
+from fedjax_rl.envs import physics as seam
 from fedjax_rl.envs.physics import Model
 from fedjax_rl.envs.physics.fused import cache, compiler, engine
 
@@ -42,7 +43,8 @@ def afresh():
     """What the process has found out about its compiler is forgotten, before and after."""
     for _ in range(2):
         compiler.find.cache_clear()
-        compiler.fused_or_native.cache_clear()
+        seam._no_fused.cache_clear()
+        seam._say_once.cache_clear()
         if _ == 0:
             yield
 
@@ -176,10 +178,23 @@ def test_an_unbatched_control_is_broadcast_over_the_batch():
     jax.tree.map(np.testing.assert_array_equal, shared, own)
 
 
-def test_a_run_on_fused_physics(tmp_path, capsys, shared_programs):
-    """Training and evaluation of clients with robots of their own; the run's files say which engine it was."""
+def test_a_run_keeps_the_engine_that_it_began_on(tmp_path, capsys, monkeypatch, shared_programs, afresh):
+    """Training and evaluation of clients with robots of their own; a machine without a compiler refuses to go on."""
     out = tmp_path / "run"
     options = ["--env", "half_cheetah/dynamics", "--backend", "fused", "--out", str(out), "--quiet"]
     assert main(["train", "--preset", "tiny", *options]) == 0
     assert 'backend = "fused"' in (out / "config.toml").read_text()
     assert (out / "eval.jsonl").read_text().count("\n") > 0 and "native" not in capsys.readouterr().err
+    assert main(["report", str(out)]) == 0 and "half_cheetah/dynamics on fused physics" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for known in (compiler.find, seam._no_fused, seam._say_once):
+        known.cache_clear()
+    monkeypatch.setattr(compiler, "candidates", lambda: iter(()))
+    assert main(["resume", str(out), "--rounds", "3", "--quiet"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"fedjax-rl: {out} was begun on fused physics; there is no fused physics here: no C++ compiler"
+    )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert main(["eval", str(out), "--clients", "new", "--new-clients", "1"]) == 0
+    assert capsys.readouterr().err.count("C MuJoCo (native) instead") == 1

@@ -5,12 +5,14 @@ observations, rewards and terminations are functions of these alone, so the engi
 never differentiates through physics).
 """
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
 import jax
 
+from fedjax_rl.output import inform
 from fedjax_rl.rules import ConfigError
 from fedjax_rl.types import Array, Tree
 
@@ -89,10 +91,11 @@ def platform() -> str:
         ) from None
 
 
-def resolve_backend(backend: str = "auto") -> str:
+def resolve_backend(backend: str = "auto", *, strict: bool = False) -> str:
     """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs.
 
-    "fused" is "native" where the machine cannot make its programs; one line on stderr says why.
+    Where the machine cannot make fused programs, "fused" is "native" and one line on stderr says why; with `strict`
+    that is a ConfigError.
 
     Unless the answer can only be "mjx", switches JAX's asynchronous CPU dispatch off for the process: the callback of
     native physics reads its arguments as NumPy arrays, and with asynchronous dispatch these can wait for the very
@@ -106,11 +109,29 @@ def resolve_backend(backend: str = "auto") -> str:
     here = platform()
     if backend == "auto":
         return "native" if here == "cpu" else "mjx"
-    if backend == "fused":
-        from fedjax_rl.envs.physics.fused.compiler import fused_or_native
-
-        return fused_or_native()
+    if backend == "fused" and (why := _no_fused()):
+        if strict:
+            raise ConfigError(f"there is no fused physics here: {why}")
+        _say_once(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
+        return "native"
     return backend
+
+
+_say_once = functools.cache(inform)
+
+
+@functools.cache
+def _no_fused() -> str:
+    """Why, in one line; "" where there is one."""
+    if platform() != "cpu":
+        return f"it runs on CPUs, not on {platform()}"
+    from fedjax_rl.envs.physics.fused import compiler
+
+    try:
+        compiler.find()
+    except compiler.Unavailable as why:
+        return str(why)
+    return ""
 
 
 def make_physics(model: Model, backend: str = "auto") -> Physics:

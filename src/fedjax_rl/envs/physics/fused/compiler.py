@@ -20,7 +20,6 @@ from typing import NamedTuple
 import jax
 
 from fedjax_rl.envs.physics.fused import cache
-from fedjax_rl.output import inform
 
 STATES = 3  # qpos, qvel, qacc_warmstart: the inputs that a step also gives out
 _CHUNK = 4  # vectors that a thread takes at a time
@@ -108,19 +107,6 @@ def candidates() -> Iterator[tuple[str, ...]]:
         yield (name,)
     if importlib.util.find_spec("ziglang"):
         yield (sys.executable, "-m", "ziglang", "cc", "-x", "c++")
-
-
-@functools.cache
-def fused_or_native() -> str:
-    """ "fused", or "native" after one line on stderr that says why."""
-    try:
-        if jax.default_backend() != "cpu":
-            raise Unavailable(f"it runs on CPUs, not on {jax.default_backend()}")
-        find()
-        return "fused"
-    except Unavailable as why:
-        inform(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
-        return "native"
 
 
 @functools.cache
