@@ -1,7 +1,7 @@
 """`python tests/faults`: every family of faults with its full count; `python tests/faults damage ...`: some of them.
 
-`python tests/faults soak`: long runs of every preset. The tables go into docs/reliability.md; that of the faults only
-when all families were run.
+Each family that was run replaces its own rows of the table in docs/reliability.md. `python tests/faults soak`: long runs
+of every preset, for the table of their own there.
 """
 
 import os
@@ -35,7 +35,6 @@ FAMILIES = {
 
 def main(families: Sequence[str]) -> None:
     """Run the families one after the other, saying every case that is neither survived nor refused."""
-    began, lines, total = time.perf_counter(), [], []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         home = Path(directory)
         suite.use_cache(home)
@@ -45,15 +44,28 @@ def main(families: Sequence[str]) -> None:
                 found.append(case)
                 if case.end not in (SURVIVED, REFUSED):
                     print(case, flush=True)
-            total += found
-            lines += rows(family, found, (time.perf_counter() - start) / 60)
+            lines = rows(family, found, (time.perf_counter() - start) / 60)
             print(lines[-1], flush=True)
-    lines = [line(HEAD), "|---" * len(HEAD) + "|", *lines, rows("all", total, (time.perf_counter() - began) / 60)[-1]]
-    if tuple(families) == tuple(FAMILIES):
-        where = f"On {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}:"
-        publish("python tests/faults", [where, "", *lines])
-    else:
-        print("\n".join(lines))
+            publish("python tests/faults", table(family, lines))
+
+
+def table(family: str, lines: Sequence[str]) -> list[str]:
+    """The page's table with the rows of one family in place of its old ones, and the sums of all."""
+    kept: dict[str, list[str]] = {name: [] for name in FAMILIES}
+    rows: list[str] = []
+    for row in published("python tests/faults"):
+        rows.append(row)
+        if row.startswith("| **"):
+            kept[row.split("**")[1]] = rows
+            rows = []
+        elif row.startswith(("|---", "| fault ")) or not row.startswith("|"):
+            rows = []
+    kept = {name: lines if name == family else kept[name] for name in FAMILIES}
+    sums = [[float(cell) for cell in some[-1].split("|")[2:-1]] for some in kept.values() if some]
+    *counts, minutes = map(sum, zip(*sums, strict=True))
+    where = f"On {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}:"
+    head = [where, "", line(HEAD), "|---" * len(HEAD) + "|"]
+    return [*head, *[row for some in kept.values() for row in some], line(["all", *map(int, counts), f"{minutes:.1f}"])]
 
 
 def rows(family: str, found: Sequence[Case], minutes: float) -> list[str]:
@@ -81,10 +93,14 @@ def soak() -> None:
     publish("python tests/faults soak", lines)
 
 
+def published(command: str) -> list[str]:
+    """The lines between the page's markers."""
+    return PAGE.read_text().split(f"<!-- table: made by {command} -->\n")[1].split("<!-- end -->")[0].splitlines()
+
+
 def publish(command: str, lines: list[str]) -> None:
-    """Print the table and put it into the page, between its markers."""
+    """Put the table into the page, between its markers."""
     begin, end, table = f"<!-- table: made by {command} -->", "<!-- end -->", "\n".join(lines)
-    print(table)
     before, rest = PAGE.read_text().split(begin)
     PAGE.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}")
 

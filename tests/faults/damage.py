@@ -25,7 +25,7 @@ BASES: dict[str, list[str]] = {
     "run": ["train", *SMALL, "--rounds", "4"],
     "sweep": ["sweep", *SMALL, "--rounds", "6", "--seeds", "0:2"],
     "steep": ["train", *SMALL, *STEEP, "--rounds", "2", "--nan-dump", "1"],
-    "robot": ["train", "fedavg", *TINY, "--rounds", "2", "--backend", "native"],
+    "robot": ["train", "fedavg", *TINY, "--rounds", "2", "--backend", "fused"],
 }
 COMMANDS: dict[tuple[str, str], list[str]] = {
     ("run", "resume"): ["resume", "run", "--rounds", "6", "--quiet"],
