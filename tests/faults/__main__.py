@@ -1,7 +1,7 @@
 """`python tests/faults`: every family of faults with its full count; `python tests/faults damage ...`: some of them.
 
-Each family that was run replaces its own rows of the table in docs/reliability.md. `python tests/faults soak`: long runs
-of every preset, for the table of their own there.
+Each family that was run replaces its own rows of the table in docs/reliability.md. `python tests/faults soak` makes
+long runs of every preset, for the table of their own there.
 """
 
 import os

@@ -1,0 +1,87 @@
+"""Does the physics engine change what is learned? The same runs on C MuJoCo (native) and on fused physics.
+
+    python -m experiments.engines [--out DIR] [--envs ENV ...]
+
+FMRL at its presets, engine against engine, seed by seed: returns of all 200 clients before adaptation and after one,
+two and three steps. The table has each engine's mean over seeds, the quartiles of its seeds' means, and the two-sided
+Mann-Whitney test of the one's seeds against the other's.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from experiments.common import Members, Scale, finals, footer, main, over_seeds, run
+from fedjax_rl import config, presets
+
+ENGINES = ("native", "fused")
+RUNS = {
+    "half_cheetah/direction": ("laptop", 12),
+    "half_cheetah/velocity": ("efficient", 6),
+    "ant/direction": ("efficient", 6),
+}
+
+
+def members(scale: Scale, env: str, engine: str) -> Members:
+    """An engine's runs in an environment, one for each seed."""
+    preset, seeds = RUNS[env] if scale.name != "tiny" else ("tiny", 2)
+    values = {"env": env, "backend": engine, "new_clients": 0}
+    layers = (presets.preset(preset, "fmrl", env), values)
+    return {f"{env}/{engine}/seed{seed}": config.build("fmrl", *layers, {"seed": seed}) for seed in range(seeds)}
+
+
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
+    """Run what is missing, seed by seed, writing the table after each."""
+    everyone = {env: {engine: members(scale, env, engine) for engine in ENGINES} for env in envs}
+    for by_engine in everyone.values():
+        for pair in zip(*[some.items() for some in by_engine.values()], strict=True):
+            for name, c in pair:
+                run(scale, {name: c}, out)
+            write(scale, out, everyone)
+    print((out / "engines.md").read_text())
+
+
+def write(scale: Scale, out: Path, everyone: dict[str, dict[str, Members]]) -> None:
+    """engines.json: every seed's means by environment and engine, a row for each step. engines.md: the tables."""
+    scores = {env: {engine: means(out, some) for engine, some in by.items()} for env, by in everyone.items()}
+    every = {name: c for by in everyone.values() for some in by.values() for name, c in some.items()}
+    lines = ["# engines", "", footer(scale, every, out), ""]
+    for env, by_engine in scores.items():
+        if all(by_engine.values()):
+            lines += [*table(env, by_engine), ""]
+    (out / "engines.json").write_text(json.dumps(scores, indent=1) + "\n")
+    (out / "engines.md").write_text("\n".join(lines))
+
+
+def means(out: Path, some: Members) -> dict[str, list[float]]:
+    """Of every finished seed: the clients' mean before adaptation and after each step."""
+    rows = finals(out, some)
+    return {name.rsplit("seed")[1]: np.mean(row["eval/returns"], axis=0).tolist() for name, row in rows.items()}
+
+
+def table(env: str, by_engine: dict[str, dict[str, list[float]]]) -> list[str]:
+    """One environment: a row for each step of adaptation."""
+    values = {engine: np.array(list(seeds.values())) for engine, seeds in by_engine.items()}  # [seeds, k+1]
+    counts = ", ".join(f"{len(seeds)} on {engine}" for engine, seeds in by_engine.items())
+    lines = [f"## {env}: {counts}", ""]
+    lines += ["| steps | " + " | ".join(f"{engine} | its quartiles" for engine in ENGINES) + " | Mann-Whitney p |"]
+    lines.append("|---" * 6 + "|")
+    for j in range(values[ENGINES[0]].shape[1]):
+        columns = [v[:, j] for v in values.values()]
+        cells = [
+            cell
+            for column in columns
+            for cell in (
+                over_seeds(column.tolist()),
+                " / ".join(f"{q:.1f}" for q in np.quantile(column, [0.25, 0.5, 0.75])),
+            )
+        ]
+        p = scipy.stats.mannwhitneyu(*columns, alternative="two-sided").pvalue
+        lines.append(f"| {j} | " + " | ".join(cells) + f" | {p:.2f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main(__doc__, "engines", experiment, envs=tuple(RUNS))
