@@ -140,6 +140,8 @@ def main() -> int:
         except OSError:
             parser.error(f"{path}: another queue, or a command that one has started, is at work on it")
         os.nice(19)
+        if hasattr(os, "SCHED_IDLE"):  # Linux: what nobody else wants; a nice process still takes its share
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         try:
             return work(asked, path.with_name(f"{path.name}.done"), lock)
         except exits.Refusal as error:
