@@ -18,11 +18,13 @@ def start(*args, devices, **options):
     return subprocess.Popen([sys.executable, "-m", *args], env=environ, text=True, **options)
 
 
-def test_the_sharded_tests_pass_on_eight_devices():
-    done = start("pytest", "-x", "-n", "0", str(HERE / "sharded"), devices=8, cwd=HERE.parent, stdout=subprocess.PIPE)
+@pytest.mark.parametrize("which", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
+def test_the_sharded_tests_pass_on_eight_devices(which):
+    words = ("pytest", "-x", "-n", "0", "-m", which, str(HERE / "sharded"))
+    done = start(*words, devices=8, cwd=HERE.parent, stdout=subprocess.PIPE)
     text, _ = done.communicate()
     assert done.returncode == 0, text
-    assert " passed in " in text and "skipped" not in text
+    assert " passed" in text and "skipped" not in text
 
 
 def together(*args, processes=2, devices=2):

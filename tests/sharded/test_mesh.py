@@ -41,7 +41,11 @@ def test_the_mesh_takes_every_device_and_members_fill_its_rows():
     assert placement.make_mesh(12).devices.shape == (4, 2)
 
 
-@pytest.mark.parametrize(("name", "devices"), [*[(name, 8) for name in ALGORITHMS], ("fmrl", 4), ("ditto", 4)])
+KINDS = ("fmrl", "ditto", "scaffold")  # samples twice; keeps a model of its own; keeps something that the server needs
+CASES = [pytest.param(name, 8, marks=() if name in KINDS else pytest.mark.nightly) for name in ALGORITHMS]
+
+
+@pytest.mark.parametrize(("name", "devices"), [*CASES, ("fmrl", 4)])
 @pytest.mark.usefixtures("x64")
 def test_sharded_equals_unsharded(name, devices):
     """M = 5 of N = 6 fills neither 4 nor 8 devices evenly."""
@@ -80,12 +84,13 @@ def test_rows_come_back_in_order_whatever_their_types(count):
 
 def test_the_one_collective_of_a_round_is_the_gathering_of_messages():
     """Not one inside a rollout or a local step, and the server's mean needs none."""
-    _, program, _ = one_round(group("navigation"), mesh_of(1, 4))
+    _, program, _ = one_round(group("navigation", "fedavg"), mesh_of(1, 4))
     text = program.as_text()
     assert COLLECTIVE.findall(text) == ["all-gather"]
     assert COLLECTIVE.findall(text[text.index("ENTRY") :]) == ["all-gather"]  # outside every loop
 
 
+@pytest.mark.nightly
 def test_an_mjx_rollout_has_no_collective():
     some = group("half_cheetah/direction", backend="mjx", episodes=1)
     state = jax.eval_shape(some.run.simulation.init, jax.random.key(0))
@@ -101,7 +106,7 @@ def test_an_mjx_rollout_has_no_collective():
 
 def test_native_physics_serves_several_devices_and_members():
     """Two members on two rows of two devices: four callbacks at a time; the draws are those of one device."""
-    some = group("half_cheetah/direction", seeds=(0, 5), episodes=1)
+    some = group("half_cheetah/direction", seeds=(0, 5), episodes=1, backend="native")
     plain, program, rest = one_round(some, None)
     sharded, program_of_mesh, _ = one_round(some, mesh_of(2, 2))
     assert arrays.state_hash(plain) == arrays.state_hash(sharded)
