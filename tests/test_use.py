@@ -425,6 +425,36 @@ def test_what_is_said_cannot_raise_and_is_one_line(monkeypatch, capsys):
         output.inform("nobody hears this")
 
 
+def test_what_a_killed_start_leaves_is_in_nobodys_way(tmp_path, whole, capsys):
+    path = tmp_path / "run"
+    probe = path / "ckpt/probe/0.orbax-checkpoint-tmp"
+    probe.mkdir(parents=True)
+    (probe / "half").touch()
+    (path / "notes").mkdir()
+    assert call(capsys, "train", *SMALL, "--rounds", "5", "--out", path)[0] == 0
+    assert untimed(path) == untimed(whole) and not probe.parent.exists()
+    (path / "notes/mine").symlink_to("nowhere")
+    shutil.rmtree(path / "ckpt")
+    for mine in path.iterdir():
+        mine.unlink() if mine.is_file() else None
+    assert "exists and is not empty" in refused(capsys, "train", *SMALL, "--out", path)
+
+
+@pytest.mark.parametrize(("kept", "code"), [((1, 1), 0), ((2, 1), 4), ((2, 2), 4), ((3, 3), 4)])
+def test_a_run_killed_in_its_first_save_has_lost_nothing(kept, code, tmp_path, capsys):
+    """So many lines of metrics.jsonl and eval.jsonl are there, and no step: the state of round 1 was not saved."""
+    path = tmp_path / "run"
+    options = [*SMALL, "--rounds", "2", "--eval-every", "1", "--save-every", "10", "--out", path]
+    assert call(capsys, "train", *options)[0] == 0
+    before = untimed(path)
+    shutil.rmtree(path / "ckpt")
+    for name, count in zip(("metrics.jsonl", "eval.jsonl"), kept, strict=True):
+        lines = (path / name).read_bytes().splitlines(keepends=True)
+        (path / name).write_bytes(b"".join(lines[:count]))
+    assert call(capsys, "resume", path, "--quiet")[0] == code
+    assert code or untimed(path) == before
+
+
 # Line 10: ends
 
 

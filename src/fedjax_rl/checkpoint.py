@@ -23,7 +23,7 @@ from fedjax_rl.files import explain
 from fedjax_rl.mending import set_aside
 from fedjax_rl.placement import is_first
 from fedjax_rl.rules import ConfigError
-from fedjax_rl.rundir import CHECKPOINTS, KEEP
+from fedjax_rl.rundir import CHECKPOINTS, KEEP, PROBE
 
 __all__ = [
     "CannotSave",
@@ -86,10 +86,11 @@ def probe(run: Path) -> None:
             f"--out {run}: the storage library can keep no checkpoints below a path with {' '.join(sorted(UNUSABLE))} "
             "or bytes that are not UTF-8; choose another name"
         )
-    places = (*reversed(where.parents), where, where / CHECKPOINTS, where / CHECKPOINTS / "probe")
+    places = (*reversed(where.parents), where, where / CHECKPOINTS, where / CHECKPOINTS / PROBE)
     made = next(path for path in places if path == places[-1] or not os.path.lexists(path))
     try:
-        _write(where / CHECKPOINTS / "probe", 0, {"x": np.arange(3.0)}, None, "")
+        shutil.rmtree(places[-1], ignore_errors=True)  # of a process that was killed here
+        _write(places[-1], 0, {"x": np.arange(3.0)}, None, "")
     except Exception as error:  # orbax raises whatever its storage layer met
         reason = explain(error) if isinstance(error, OSError) else (str(error).strip().splitlines() or ["?"])[-1][:200]
         raise ConfigError(f"--out {run}: checkpoints cannot be kept there: {reason}; choose another place") from None

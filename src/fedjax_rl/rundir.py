@@ -24,6 +24,7 @@ from fedjax_rl.layers import SEAL, load, loads, to_sealed_toml, to_toml
 from fedjax_rl.records import EVAL, METRICS
 
 CONFIG, ENV, CHECKPOINTS, REJECTED = "config.toml", "env.json", "ckpt", "rejected"
+PROBE = "probe"  # in CHECKPOINTS, for the moment in which it is tried whether checkpoints can be kept there
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
 KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
@@ -65,8 +66,13 @@ def default_path(config: Config, kind: str = "") -> Path:
 
 @by_the_writer
 def refuse_existing(path: Path) -> None:
-    """Refuse a directory that holds something, before anything is written."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Refuse a directory that holds something, before anything is written.
+
+    Empty directories are nothing, and so is what a process left that was killed while it tried the place.
+    """
+    mine = path / CHECKPOINTS / PROBE
+    holds = (item for item in path.rglob("*") if not item.is_dir() or item.is_symlink())
+    if path.exists() and (not path.is_dir() or any(mine not in item.parents for item in holds)):
         is_ours = (path / CONFIG).exists() or is_sweep(path)
         hint = f"continue it with: fedjax-rl resume {path}" if is_ours else "choose another --out"
         raise ConfigError(f"--out {path} exists and is not empty; {hint}")
@@ -296,8 +302,10 @@ def refuse_lost(path: Path, config: Config) -> None:
 
     A run that was killed before its first checkpoint has lost nothing by starting again.
     """
-    past = any(row["round"] > config.save_every for row in records.read(path / METRICS).rows)
-    if not has_checkpoint(path) and (past or records.read(path / EVAL).rows):
+    rows, evaluations = (records.read(path / name).rows for name in (METRICS, EVAL))
+    first = min([config.save_every, *[row["round"] for row in evaluations]])  # an evaluated state is saved next
+    past = any(row["round"] > first for row in rows) or any(row["final"] for row in evaluations)
+    if not has_checkpoint(path) and past:
         raise exits.NoCheckpoint(
             f"{path} holds no checkpoint, so nothing to continue: train anew with another --out", path
         )
