@@ -1,10 +1,16 @@
 """Strict numerics for every test, and float64 where a test asks for it."""
 
+import signal
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# under nohup, or in a script's background, they are ignored, here and in every process that a test starts
+for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 
 @pytest.fixture

@@ -458,15 +458,6 @@ def test_a_run_killed_in_its_first_save_has_lost_nothing(kept, code, tmp_path, c
 # Line 10: ends
 
 
-@pytest.fixture
-def hangups():
-    """SIGHUP as a terminal leaves it, also where the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hangups")
 def test_the_signals_of_people_and_batch_systems_end_a_run_that_is_saved(whole, tmp_path, monkeypatch, capsys):
     append = rundir.append
     for number in (signal.SIGHUP, signal.SIGUSR1):
@@ -502,7 +493,6 @@ def test_a_signal_before_the_first_round_is_heeded(tmp_path, monkeypatch, capsys
     assert call(capsys, "resume", tmp_path / "run")[0] == 0
 
 
-@pytest.mark.usefixtures("hangups")
 def test_a_signal_is_heeded_within_the_last_evaluation(tmp_path, monkeypatch, capsys):
     """Before its next step, not after its last."""
     from fedjax_rl import scoring
