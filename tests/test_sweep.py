@@ -60,7 +60,7 @@ def test_members_draw_what_solo_runs_draw_and_take_the_same_round(algorithm, tmp
     states = jax.jit(lambda: build.initial_states(group))()
     after, alive, measured = jax.jit(lambda *x: build.round_of(group, *x))(states, jnp.ones(16, bool), group.values)
     assert alive.all()
-    for i in (0, 5, 10, 15):
+    for i in (0, 15):
         run = build.make_run(configs[i])
         state = build.initial_state(run)
         one, two = training.member(states, i), state
