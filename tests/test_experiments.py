@@ -33,6 +33,7 @@ ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]
 TINY = TINY._replace(extra={**TINY.extra, "backend": "fused"})  # whose compiled programs serve again
 METHODS = ("fmrl", "ditto")
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +45,7 @@ def plain_programs():
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def table(tmp_path_factory, shared_programs):
     out = tmp_path_factory.mktemp("table1")
     table1.experiment(TINY, out, (ENV,), METHODS)
     return out
