@@ -22,9 +22,11 @@ def x64():
 
 @pytest.fixture(scope="session")
 def shared_programs(tmp_path_factory):
-    """Runs of one configuration share their compiled programs, which are most of a small run's time."""
+    """Runs of one configuration share their compiled programs, which are most of a small run's time, in all workers."""
+    base = tmp_path_factory.getbasetemp()
+    home = base.parent if base.name.startswith("popen-") else base
     values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_compilation_cache_dir": str(home / "programs"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
