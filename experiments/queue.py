@@ -41,8 +41,9 @@ def commands(text: str) -> list[str]:
 def words(command: str) -> list[str]:
     """What is started for a command: the rest of a run that was begun."""
     program, *rest = shlex.split(command)
-    if program == "fedjax-rl" and rest[:1] in (["train"], ["sweep"]) and "--out" in rest[:-1]:
-        out = Path(rest[rest.index("--out") + 1])
+    given = [part for word in rest for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    if program == "fedjax-rl" and rest[:1] in (["train"], ["sweep"]) and "--out" in given[:-1]:
+        out = Path(given[given.index("--out") + 1])
         if (out / rundir.CONFIG).exists() or rundir.is_sweep(out):
             rest = ["resume", str(out)]
     return [*PROGRAMS.get(program, [program]), *rest]

@@ -15,6 +15,7 @@ from experiments import (
     curvature,
     dynamics,
     efficiency,
+    engines,
     fig1,
     fig2,
     fig3,
@@ -192,6 +193,23 @@ def test_the_paper_scale_is_the_published_one():
     assert common.configure(scale, "ditto", ENV, **table1.chosen(scale, ENV, "ditto", None)).local_lr == 0.01
     assert common.configure(scale, "fmrl", ENV).server_lr == 0.0005
     assert common.env_steps(common.configure(scale, "fmrl", ENV)) == 160_000_000
+
+
+def test_engines_are_compared_by_ranks():
+    """Of the 20 ways to choose three ranks of six, two are as far apart as 1, 2, 3 and 4, 5, 6: p = .10."""
+    by_engine = {"native": {str(s): [s, 0.0] for s in (1, 2, 3)}, "fused": {str(s): [s, 0.0] for s in (4, 5, 6)}}
+    title, _, _, _, apart, equal = engines.table(ENV, by_engine)
+    assert title == f"## {ENV}: 3 on native, 3 on fused"
+    assert apart == "| 0 | 2.0 ± 2.5 | 1.5 / 2.0 / 2.5 | 5.0 ± 2.5 | 4.5 / 5.0 / 5.5 | 0.10 |"
+    assert equal.endswith("| 1.00 |")
+
+
+def test_engines_differ_in_nothing_else():
+    for env, (_, seeds) in engines.RUNS.items():
+        one, two = (engines.members(common.SCALES["laptop"], env, engine) for engine in engines.ENGINES)
+        assert len(one) == seeds
+        for a, b in zip(one.values(), two.values(), strict=True):
+            assert a != b and replace(a, backend="fused") == b
 
 
 def test_changes_agree_as_their_signal_and_noise_say():

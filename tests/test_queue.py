@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from experiments import queue
 from faults import suite
 from fedjax_rl import records, rundir
+from fedjax_rl.config import build
 
 
 @pytest.fixture
@@ -62,6 +64,17 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits(file, tmp_pa
     before = (out / rundir.METRICS).stat().st_mtime_ns
     code, said = finish(file)
     assert (code, said) == (0, "1 of 1 done\n") and (out / rundir.METRICS).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("option", ["--out {}", "--out={}"])
+def test_what_was_begun_is_resumed(option, tmp_path):
+    out = tmp_path / "a run"
+    command = f"fedjax-rl sweep fmrl {option.format(shlex.quote(str(out)))}"
+    program = [sys.executable, "-m", "fedjax_rl"]
+    assert queue.words(command) == [*program, *shlex.split(command)[1:]]
+    rundir.create_sweep(out, {out / "a": build("fmrl")}, 0)
+    assert queue.words(command) == [*program, "resume", str(out)]
+    assert queue.words(f"python -m x --out {out}")[:3] == [sys.executable, "-m", "x"]
 
 
 def test_what_is_left_is_the_mean_of_what_is_done():
