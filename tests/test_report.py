@@ -265,7 +265,7 @@ def test_mistakes_exit_2_with_a_line_that_says_what_to_do(tmp_path, capsys):
     (tmp_path / "a/1/config.toml").write_text("schema = 1\nalgorithm = 'fmrl'\nsever = 'adam'\n")
     lines = []
     assert [len(group.runs) for group in groups.gather([tmp_path / "a"], lines.append)] == [1]
-    assert "a/1 is left out: unknown key 'sever'" in lines[0] and "did you mean server" in lines[0]
+    assert "a/1/config.toml: unknown key 'sever'" in lines[0] and "did you mean server" in lines[0]
 
 
 def test_figure_shows_the_means_and_needs_matplotlib(two, capsys, monkeypatch):
