@@ -21,14 +21,17 @@ from fedjax_rl.envs import resolve_backend
 from fedjax_rl.presets import preset
 
 FILE = Path(__file__).parent / "fixtures" / "bits.json"
-CASES = [*[(name, "navigation") for name in CONFIGS], *[(name, "half_cheetah/direction") for name in ("fmrl", "ditto")]]
+CASES = [(name, "navigation", "auto") for name in CONFIGS]
+CASES += [(name, "half_cheetah/direction", "native") for name in ("fmrl", "ditto")]
+CASES += [("fmrl", "half_cheetah/direction", "fused")]
 ROUNDS = 3
 
 
-def three_rounds(algorithm: str, env: str):
+def three_rounds(algorithm: str, env: str, backend: str):
     """The state after three rounds of the preset `tiny`, by the program that a run uses."""
     resolve_backend("native")
-    group = build.make_group([build_config(algorithm, preset("tiny", algorithm, env), {"env": env, "seed": 3})])
+    values = {"env": env, "backend": backend, "seed": 3}
+    group = build.make_group([build_config(algorithm, preset("tiny", algorithm, env), values)])
     step, state = train.compile_round(group).step, build.initial_states(group)
     alive = np.ones(1, bool)
     for _ in range(ROUNDS):
@@ -51,22 +54,27 @@ def machine() -> str:
     return f"jax {jax.__version__}, {jax.devices()[0].platform}, {model}"
 
 
-@pytest.mark.parametrize(("algorithm", "env"), CASES)
-def test_three_rounds_give_the_state_they_gave(algorithm, env):
-    known, case = json.loads(FILE.read_text()), f"{algorithm} on {env}"
-    state = three_rounds(algorithm, env)
+def name_of(algorithm: str, env: str, backend: str) -> str:
+    """A case's name in bits.json."""
+    return f"{algorithm} on {env}" + (" on fused physics" if backend == "fused" else "")
+
+
+@pytest.mark.parametrize(("algorithm", "env", "backend"), CASES)
+def test_three_rounds_give_the_state_they_gave(algorithm, env, backend):
+    known, case = json.loads(FILE.read_text()), name_of(algorithm, env, backend)
+    state = three_rounds(algorithm, env, backend)
     found = norms(state)
     assert found.keys() == known["norms"][case].keys()
     for name, norm in known["norms"][case].items():
         np.testing.assert_allclose(found[name], norm, rtol=1e-3, err_msg=name)  # contacts amplify rounding
-    hashes = known["hashes"].get(machine())
-    if hashes is not None:
+    hashes = known["hashes"].get(machine(), {})
+    if case in hashes:
         assert state_hash(state) == hashes[case]
 
 
 def write() -> None:
     known = json.loads(FILE.read_text()) if FILE.exists() else {"hashes": {}}
-    states = {f"{algorithm} on {env}": three_rounds(algorithm, env) for algorithm, env in CASES}
+    states = {name_of(*case): three_rounds(*case) for case in CASES}
     known["hashes"][machine()] = {case: state_hash(state) for case, state in states.items()}
     known["norms"] = {case: norms(state) for case, state in states.items()}
     FILE.write_text(json.dumps(known, indent=1) + "\n")

@@ -23,6 +23,7 @@ from experiments import (
     fig5,
     fig6,
     reuse,
+    rollouts,
     servers,
     strategies,
     table1,
@@ -32,7 +33,6 @@ from fedjax_rl.config import CONFIGS
 
 ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]
-TINY = TINY._replace(extra={**TINY.extra, "backend": "fused"})  # whose compiled programs serve again
 METHODS = ("fmrl", "ditto")
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -232,3 +232,23 @@ def test_the_agreement_of_a_runs_changes_is_that_of_its_clients(table):
     assert np.isfinite(vectors).all() and len(np.unique(vectors[..., 0])) == vectors.shape[0] * vectors.shape[1]
     # the same keys from other parameters: other changes
     assert not np.allclose(vectors, agreement.changes(config, agreement.restored(config, path, 0)))
+
+
+def test_long_rollouts_are_compared_by_their_standard_errors(table, monkeypatch, capsys):
+    """A few steps from the same states with the same noise: two engines show the same to three digits."""
+    path = table / ENV / "fmrl" / "seed0"
+    monkeypatch.setattr("sys.argv", ["rollouts", str(path), "--steps", "4", "--each", "3"])
+    rollouts.main()
+    title, _, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == f"{ENV}: 24 rollouts of 4 steps on each engine" and len(rows) == 5
+    for row in rows:
+        native, fused = (float(cell.split(" ± ")[0]) for cell in row.split("|")[2:4])
+        assert native == pytest.approx(fused, rel=1e-3)
+    one = {"height": np.array([[0.0, 2.0], [10.0, 12.0]])}  # deviations^2 of 2 in both clients: an error of sqrt(2 / 4)
+    assert rollouts.table({"native": one, "fused": {"height": one["height"] + 1}})[2] == (
+        "| height | 6.0000 ± 0.7071 | 7.0000 ± 0.7071 | +1.00 |"
+    )
+    monkeypatch.setattr("sys.argv", ["rollouts", str(table / ENV / "ditto" / "seed0")])
+    with pytest.raises(SystemExit, match="2"):
+        rollouts.main()
+    assert "is a run of ditto: choose one of fmrl" in capsys.readouterr().err

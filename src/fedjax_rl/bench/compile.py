@@ -24,7 +24,7 @@ def compile(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> lis
 def fresh_process(env: str, backend: str, home: Path, number: int) -> tuple[float, float]:
     """(seconds of the round's compilation, seconds of the command)."""
     out, began = home / f"run{number}", time.perf_counter()
-    environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(home / "cache")}
+    environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(home / "jax"), "XDG_CACHE_HOME": str(home)}
     small = ["--preset", "tiny", "--rounds", "1", "--new-clients", "0", "--adapt-steps", "0"]
     command = [sys.executable, "-m", "fedjax_rl", "train", *small, "--env", env, "--backend", backend, "--quiet"]
     subprocess.run([*command, "--out", str(out)], env=environ, check=True, capture_output=True)

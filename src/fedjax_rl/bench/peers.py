@@ -2,11 +2,11 @@
 
 gymnasium: Gymnasium's half-cheetah on our MJCF with a PyTorch policy, one environment in one process, and one process
 a core. pytorch round: the paper's FMRL round, first order, by that loop and PyTorch's gradients; timed on one client
-and multiplied by the cohort. brax: `brax.envs` half-cheetah on MJX, as many as the cohort has episodes at once. client
-by client: our own update, compiled once and called for one client after the other. rollouts: our two rollouts of a
-round with the policies of all clients, without the advantages, which the others do not compute either. All are
-environment steps a second, policies included (brax: without). Ratios are medians of the repeats' ratios, with their
-ranges.
+and multiplied by the cohort. envpool and brax: EnvPool's half-cheetah (C MuJoCo on all cores) and that of `brax.envs`
+(MJX), as many as the cohort has episodes at once. client by client: our own update, compiled once and called for one
+client after the other. rollouts: our two rollouts of a round with the policies of all clients, without the advantages,
+which the others do not compute either. All are environment steps a second, policies included (brax, envpool: random
+actions). Ratios are medians of the repeats' ratios, with their ranges.
 """
 
 import concurrent.futures
@@ -17,18 +17,20 @@ import jax
 import numpy as np
 
 from fedjax_rl import build, config, host, presets, simulate, trees
-from fedjax_rl.bench.round import make_sampling
+from fedjax_rl.bench.round import make_sampling, without_advantages
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread, timed
 from fedjax_rl.config import ConfigError
+from fedjax_rl.envs import resolve_backend
 from fedjax_rl.numerics import root_key
 
-HORIZON, EPISODES, LOCAL_STEPS, BRAX_STEPS = 200, 20, 5, 5
+HORIZON, EPISODES, LOCAL_STEPS, BATCH_STEPS = 200, 20, 5, 5
 GYM_STEPS = 4000
 
 
 def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """One row."""
     try:
+        import envpool  # noqa: F401
         import gymnasium  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
@@ -42,8 +44,9 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     copy = jax.jit(lambda s: jax.tree.map(jax.numpy.copy, s))
     fns = {
         "round": lambda: simulate.run_rounds(run.simulation, copy(state), 1),
-        "rollouts": make_sampling(run, state, keep=lambda batch: batch._replace(advantage=())),
+        "rollouts": make_sampling(run, state, keep=without_advantages),
         "brax": make_brax(cohort * EPISODES),
+        "envpool": make_envpool(cohort * EPISODES),
         "client by client": make_loop(run, state, cohort),
         "gymnasium": lambda: gymnasium_loop(GYM_STEPS),
         "pytorch client": pytorch_client,
@@ -58,12 +61,14 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         "client by client": steps / seconds["client by client"],
         "gymnasium, one process": GYM_STEPS / seconds["gymnasium"],
         "gymnasium, a process a core": per_core * cores,
-        "brax": cohort * EPISODES * BRAX_STEPS / seconds["brax"],
+        "envpool": cohort * EPISODES * BATCH_STEPS / seconds["envpool"],
+        "brax": cohort * EPISODES * BATCH_STEPS / seconds["brax"],
     }
-    brax = each["brax"] * steps / (cohort * EPISODES * BRAX_STEPS)  # what Brax would take for a round's steps
+    batches = steps / (cohort * EPISODES * BATCH_STEPS)  # of Brax or EnvPool, in a round's steps
     every = {
-        "rollouts over brax": brax / each["rollouts"],
-        "round over brax": brax / each["round"],
+        "rollouts over brax": batches * each["brax"] / each["rollouts"],
+        "rollouts over envpool": batches * each["envpool"] / each["rollouts"],
+        "round over brax": batches * each["brax"] / each["round"],
         "rollouts over gymnasium, per core": steps / each["rollouts"] / (cores * per_core),
         "round over client by client": each["client by client"] / each["round"],
         "round over pytorch": cohort * each["pytorch client"] / each["round"],
@@ -71,7 +76,8 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     ratios = {name: median(found) for name, found in every.items()}
     ranges = {name: spread(found) for name, found in every.items()}
     rounds = {"round": seconds["round"], "pytorch, one process": cohort * seconds["pytorch client"]}
-    return [row("P9", env=env, clients=cohort, env_steps_per_s=speeds, ratios=ratios, ranges=ranges, round_s=rounds)]
+    figures = {"env_steps_per_s": speeds, "ratios": ratios, "ranges": ranges, "round_s": rounds}
+    return [row("P9", env=env, backend=resolve_backend(backend), clients=cohort, **figures)]
 
 
 def make_loop(run: build.Run, state: simulate.State, cohort: int):
@@ -95,9 +101,19 @@ def make_brax(size: int):
     env = envs.get_environment("halfcheetah", backend="mjx")
     keys = jax.random.split(root_key(0), size)
     start = jax.jit(jax.vmap(env.reset))(keys)
-    actions = jax.random.uniform(root_key(1), (BRAX_STEPS, size, env.action_size), minval=-1)
+    actions = jax.random.uniform(root_key(1), (BATCH_STEPS, size, env.action_size), minval=-1)
     run = jax.jit(lambda s: jax.lax.scan(lambda s, a: (jax.vmap(env.step)(s, a), None), s, actions)[0].obs)
     return lambda: run(start)
+
+
+def make_envpool(size: int):
+    """() -> some steps of `size` of EnvPool's half-cheetahs under random actions."""
+    import envpool
+
+    env = envpool.make("HalfCheetah-v5", env_type="gymnasium", num_envs=size, num_threads=host.cores())
+    env.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (BATCH_STEPS, size, 6)).astype(np.float32)
+    return lambda: [env.step(action)[0] for action in actions]
 
 
 def make_gymnasium():

@@ -6,7 +6,8 @@ adapt:     the adaptation between them; local: the local steps.
 server:    what is left of a round whose clients only send zeros: selection, gathering, mean, server step.
 physics:   the round's actions, from its initial states, replayed through C MuJoCo's own batch on all cores (native).
 gradients: adapt and local steps on the round's batches, at the fastest chunking tried.
-Each repeat runs all of them in turn; ratios are medians of the repeats' ratios.
+Each repeat runs all of them in turn; ratios are medians of the repeats' ratios. On fused physics, native's round and
+rollouts (sampling without advantages) take turns with them: `round_over_native` and `rollouts_over_native`.
 """
 
 import jax
@@ -16,13 +17,14 @@ import optax
 
 from fedjax_rl import build, config, presets, simulate, trees
 from fedjax_rl.algorithms._local import chunked, local_change
-from fedjax_rl.bench.physics import model_of
+from fedjax_rl.bench.physics import COMPARED, model_of
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.envs import resolve_backend
 from fedjax_rl.envs.mujoco_env import ACTION_SCALE
 from fedjax_rl.envs.physics import native
 from fedjax_rl.host import cores
 from fedjax_rl.meta import adapt, meta_gradient
+from fedjax_rl.rl.surrogates import Batch
 from fedjax_rl.types import Upload
 
 
@@ -33,9 +35,7 @@ def round(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
 
 def one(env: str, backend: str, size: int, repeats: int) -> Row:
     """The row of one cohort."""
-    values = {"env": env, "backend": backend, "clients_per_round": size, "observation": "maml"}
-    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
-    state = build.initial_state(run)
+    run, state = make(env, backend, size)
     copy = jax.jit(lambda s: jax.tree.map(jnp.copy, s))
     sampled = make_sampling(run, state)
     batches = jax.block_until_ready(sampled())
@@ -49,23 +49,41 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
         **{f"adapt {k}": fn[0] for k, fn in parts.items()},
         **{f"local {k}": fn[1] for k, fn in parts.items()},
     }
-    is_native = resolve_backend(backend) == "native"
-    if is_native:
+    engine = resolve_backend(backend)
+    if engine == "native":
         fns["physics"] = make_replay(env, batches)
+    others = COMPARED.get(engine, ())
+    for name in others:
+        theirs, start = make(env, name, size)
+        fns["rollouts"] = make_sampling(run, state, keep=without_advantages)
+        fns[f"{name} rollouts"] = make_sampling(theirs, start, keep=without_advantages)
+        fns[f"{name} round"] = lambda run=theirs, start=start: simulate.run_rounds(run.simulation, copy(start), 1)
     seconds = {name: np.array(found) for name, found in interleaved(fns, repeats).items()}
     best = min(chunks, key=lambda k: median(seconds[f"local {k}"] + seconds[f"adapt {k}"]))
     gradients = seconds[f"local {best}"] + seconds[f"adapt {best}"]
     found = {name: median(seconds[name]) for name in ("round", "sampling", "server")}
     found |= {"adapt": median(seconds[f"adapt {best}"]), "local": median(seconds[f"local {best}"])}
-    figures = {"clients": size, "env": env, "seconds": found, "client_batch": best}
-    if is_native:
+    figures = {"clients": size, "env": env, "backend": engine, "seconds": found, "client_batch": best}
+    if engine == "native":
         ratio = seconds["round"] / (seconds["physics"] + gradients)
         share = seconds["physics"] / seconds["sampling"]
         found["physics"] = median(seconds["physics"])
         figures |= {"p8": median(ratio), "p8_range": spread(ratio)}
         figures |= {"sampling_against_physics": median(share), "sampling_range": spread(share)}
+    for name in others:
+        for part in ("round", "rollouts"):
+            ratio = seconds[f"{name} {part}"] / seconds[part]
+            found |= {x: median(seconds[x]) for x in (part, f"{name} {part}")}
+            figures |= {f"{part}_over_{name}": median(ratio), f"{part}_over_{name}_range": spread(ratio)}
     speed = run.env_steps_per_round / found["round"]
     return row("P3", **figures, env_steps_per_s=speed, round_range=spread(seconds["round"]))
+
+
+def make(env: str, backend: str, size: int) -> tuple[build.Run, simulate.State]:
+    """FMRL at the paper's size with a cohort of `size`, and its first state."""
+    values = {"env": env, "backend": backend, "clients_per_round": size, "observation": "maml"}
+    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
+    return run, build.initial_state(run)
 
 
 def make_sampling(run: build.Run, state: simulate.State, keep=lambda batch: batch):
@@ -86,6 +104,11 @@ def make_sampling(run: build.Run, state: simulate.State, keep=lambda batch: batc
     inner = jax.jit(jax.vmap(lambda task, k: keep(run.problem.sample(shared, task, k)[0])))
     outer = jax.jit(jax.vmap(lambda own, task, k: keep(run.problem.sample(own, task, k)[0])))
     return lambda: (inner(tasks, keys[0]), outer(adapted, tasks, keys[1]))
+
+
+def without_advantages(batch: Batch) -> Batch:
+    """A batch as Brax or a Gymnasium loop would leave it."""
+    return batch._replace(advantage=())
 
 
 def make_idle(run: build.Run) -> simulate.Simulation:

@@ -6,6 +6,7 @@ import numpy as np
 from fedjax_rl import build, config, presets, trees
 from fedjax_rl import train as training
 from fedjax_rl.bench.rows import Row, median, row, spread, timed
+from fedjax_rl.envs import resolve_backend
 from fedjax_rl.runner import memory_needed
 
 FEDERATIONS = ((200, 40), (1_000, 40), (10_000, 40), (1_000, 200))  # (N, M)
@@ -29,7 +30,7 @@ def run(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Ro
             "rounds": total,
             "minutes_to_the_end": (compile_s + total * median(seconds)) / 60,
         }
-        rows.append(row("P4", env=env, **figures))
+        rows.append(row("P4", env=env, backend=made[0].backend, **figures))
     return rows
 
 
@@ -52,7 +53,7 @@ def memory(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list
             "program_bytes": memory_needed(program.step),
             "compile_s": compile_s,
         }
-        rows.append(row("P6", env=env, **figures))
+        rows.append(row("P6", env=env, backend=made[0].backend, **figures))
     return rows
 
 
@@ -64,7 +65,7 @@ def raw(leaf):
 
 def configs(env: str, backend: str, preset: str, seeds, **values) -> list[config.Config]:
     """FMRL's configurations for these seeds."""
-    layers = (presets.preset(preset, "fmrl", env), {"env": env, "backend": backend, **values})
+    layers = (presets.preset(preset, "fmrl", env), {"env": env, "backend": resolve_backend(backend), **values})
     return [config.build("fmrl", *layers, {"seed": seed}) for seed in seeds]
 
 

@@ -83,7 +83,7 @@ def velocity_reward(speed, effort, task):
 
 def ant_model() -> Model:
     """Euler at 0.005 s, 10 substeps a step."""
-    return Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_iterations=8, mjx_ls_iterations=8)
+    return Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_ls_iterations=8)
 
 
 def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
