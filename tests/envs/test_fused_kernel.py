@@ -1,5 +1,6 @@
 """The compiled programs: numbers against C MuJoCo, and bits that depend on a simulation's own inputs alone."""
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -145,6 +146,24 @@ def test_all_compilers_and_widths_give_the_same_bits(name):
         pytest.skip("one compiler, one width")
     for other in others():
         assert same_bits(Program(text, other)(rows, 100), base), other
+
+
+@pytest.mark.parametrize("name", NIGHTLY_ANT)
+def test_a_thread_with_a_simulation_to_itself_gives_the_same_bits(name):
+    """The text as nvcc reads it, W = 1, compiled for this processor."""
+    rows, text = dyadic_states(name, 64), engine.text_of(load_asset(f"{name}.xml"), False)
+    assert same_bits(Program(text, compiler.find()._replace(width=1))(rows, 100), plain(name)(rows, 100))
+
+
+@pytest.mark.parametrize("has_factors", [False, True])
+@pytest.mark.parametrize("name", NIGHTLY_ANT)
+def test_nvcc_compiles_the_text(name, has_factors):
+    try:
+        nvcc = compiler.find_cuda("sm_90")
+    except compiler.Unavailable as why:
+        pytest.skip(str(why))
+    library = ctypes.CDLL(str(nvcc.build(engine.text_of(load_asset(f"{name}.xml"), has_factors))))
+    assert library.step
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(16, marks=pytest.mark.nightly)])

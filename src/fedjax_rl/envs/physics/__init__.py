@@ -6,6 +6,7 @@ never differentiates through physics).
 """
 
 import functools
+import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import NamedTuple
@@ -128,13 +129,14 @@ _say_once = functools.cache(inform)
 
 @functools.cache
 def _no_fused() -> str:
-    """Why, in one line; "" where there is one."""
-    if platform() != "cpu":
-        return f"it runs on CPUs, not on {platform()}"
+    """Why, in one line; "" where there is one. FUSED_ON_CUDA tries it on a GPU, where it has not run yet."""
+    here = platform()
+    if here != "cpu" and not (here == "gpu" and os.environ.get("FUSED_ON_CUDA")):
+        return f"it runs on CPUs, not on {here}"
     from fedjax_rl.envs.physics.fused import compiler
 
     try:
-        compiler.find()
+        compiler.find() if here == "cpu" else compiler.find_cuda()
     except compiler.Unavailable as why:
         return str(why)
     return ""

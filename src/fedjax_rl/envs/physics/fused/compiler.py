@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,12 +24,15 @@ from fedjax_rl.envs.physics.fused import cache
 
 STATES = 3  # qpos, qvel, qacc_warmstart: the inputs that a step also gives out
 _CHUNK = 4  # vectors that a thread takes at a time
+_BLOCK = 32  # simulations of a block of a GPU
 _FLAGS = ("-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-tree-vectorize")
 _LIBRARY = ("-shared", "-fPIC", "-s")
 # A vector wider than the register takes 30 times as long, and a minute to compile.
-_MACHINE = {16: ("-mavx512f", "-mfma"), 8: ("-mavx2", "-mfma")}
+_MACHINE = {16: ("-mavx512f", "-mfma"), 8: ("-mavx2", "-mfma"), 1: ("-mfma",)}
+# No product is fused that the text does not fuse; quotients, roots and denormal numbers are IEEE's by default.
+_CUDA = ("-std=c++17", "-O3", "-fmad=false", "-x", "cu", "-shared", "-Xcompiler", "-fPIC")
 _NEEDS = {16: {"avx512f", "fma"}, 8: {"avx2", "fma"}}
-_IDLE = "void run(const float* const*, float* const*, long, long, long, int) {}"  # a kernel that does nothing
+_IDLE = "FN void run(const float* const*, float* const*, long, long, long, int) {}"  # a kernel that does nothing
 
 
 class Unavailable(Exception):
@@ -36,7 +40,7 @@ class Unavailable(Exception):
 
 
 class Compiler(NamedTuple):
-    """command: its words; version: what it says of itself; width: W, lanes of a vector."""
+    """command: its words; version: what it says of itself; width: W, lanes of a vector (1 for nvcc)."""
 
     command: tuple[str, ...]
     version: str
@@ -48,7 +52,9 @@ class Compiler(NamedTuple):
         Raises:
           RuntimeError: the compiler's first line of error.
         """
-        options = [*_FLAGS, *_LIBRARY, *_MACHINE[self.width], f"-DW={self.width}"]
+        is_cuda = Path(self.command[0]).name == "nvcc"
+        own = _CUDA if is_cuda else (*_FLAGS, *_LIBRARY, *_MACHINE[self.width])
+        options = [*own, f"-DW={self.width}"]
         parts = [text, self.version, *self.command, *options, *sorted(cpu_flags())]
         return cache.kept(f"{digest(*parts)}.so", lambda path: self._compile(text, options, path))
 
@@ -67,12 +73,17 @@ def digest(*parts: str) -> str:
 
 
 def whole_text(kernel: str, columns: Sequence[int]) -> str:
-    """A kernel with what it stands on and what XLA calls: one translation unit. columns: of every input."""
+    """A kernel with what it stands on and what XLA calls: one translation unit, for CPUs and for nvcc.
+
+    columns: of every input.
+    """
     folder = resources.files("fedjax_rl.envs.physics.fused")
-    lanes, handler = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("lanes.h", "handler.h"))
-    facts = f"enum {{ INPUTS = {len(columns)}, STATES = {STATES}, CHUNK = {_CHUNK} }};\n"
+    names = ("lanes.h", "handler.h", "cuda.h", "threads.h")
+    lanes, handler, cuda, threads = (folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+    facts = f"enum {{ INPUTS = {len(columns)}, STATES = {STATES}, CHUNK = {_CHUNK}, BLOCK = {_BLOCK} }};\n"
     facts += f"static const long COLUMNS[INPUTS] = {{{', '.join(map(str, columns))}}};\n"
-    return "\n".join([lanes, facts, "namespace {", kernel, "}", handler])
+    launch = ["#ifdef __CUDACC__", cuda, "#else", threads, "#endif\n"]
+    return "\n".join([lanes, facts, "namespace {", kernel, "}", handler, *launch])
 
 
 @functools.cache
@@ -97,6 +108,22 @@ def find() -> Compiler:
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             remarks.append(f"{shlex.join(command)}: {error}")
     raise Unavailable(remarks[0] if remarks else "no C++ compiler; g++ or `pip install 'fedjax-rl[compiler]'` will do")
+
+
+@functools.cache
+def find_cuda(arch: str = "native") -> Compiler:
+    """nvcc of $PATH or of the wheels that come with `jax[cuda13]`, for GPUs of an architecture.
+
+    Raises:
+      Unavailable: there is none.
+    """
+    wheels = importlib.util.find_spec("nvidia")
+    places = wheels.submodule_search_locations if wheels else ()
+    for nvcc in (shutil.which("nvcc"), *(str(x) for place in places for x in Path(place).glob("cu*/bin/nvcc"))):
+        if nvcc:
+            version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+            return Compiler((nvcc, f"-arch={arch}"), version.strip(), 1)
+    raise Unavailable("no nvcc; `pip install nvidia-cuda-nvcc nvidia-cuda-runtime` will do")
 
 
 def candidates() -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState
+from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, platform
 from fedjax_rl.envs.physics.fused import cache, compiler, program
 from fedjax_rl.envs.physics.fused.robot import read
 
@@ -30,7 +30,8 @@ def text_of(xml: str, has_factors: bool) -> str:
 @functools.cache
 def loaded(text: str) -> ctypes.CDLL:
     """The loaded program of a text, compiled if need be; it stays for the process."""
-    return ctypes.CDLL(str(compiler.find().build(text)))
+    used = compiler.find() if platform() == "cpu" else compiler.find_cuda()
+    return ctypes.CDLL(str(used.build(text)))
 
 
 @functools.cache
@@ -38,7 +39,8 @@ def target(xml: str, has_factors: bool) -> str:
     """The name by which XLA calls a robot's program: its text's hash, so that JAX's cache of programs serves again."""
     text = text_of(xml, has_factors)
     name = f"fedjax_rl_fused_{compiler.digest(text)}"
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(loaded(text).step), platform="cpu")
+    where = "cpu" if platform() == "cpu" else "CUDA"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(loaded(text).step), platform=where)
     return name
 
 

@@ -79,7 +79,7 @@ def _emit(emitter: Emitter, indent: str, function: Callable, *shapes, args: Sequ
 
 
 # Lanes past the end repeat the last simulation and are not stored.
-_BEGIN = """void run(const float* const* in, float* const* out, long first, long last, long n, int substeps) {
+_BEGIN = """FN void run(const float* const* in, float* const* out, long first, long last, long n, int substeps) {
   for (long i = first; i < last; i++) {
     long row[W];
     for (int l = 0; l < W; l++) row[l] = i * W + l < n ? i * W + l : n - 1;
