@@ -4,7 +4,8 @@
 
 FMRL at its presets, engine against engine, seed by seed: returns of all 200 clients before adaptation and after one,
 two and three steps. The table has each engine's mean over seeds, the quartiles of its seeds' means, and the two-sided
-Mann-Whitney test of the one's seeds against the other's.
+Mann-Whitney test of the one's seeds against the other's. A comparison that was stopped goes on where OUT/engines.json
+ends.
 """
 
 import json
@@ -17,6 +18,7 @@ from experiments.common import Members, Scale, finals, footer, main, over_seeds,
 from fedjax_rl import config, presets
 
 ENGINES = ("native", "fused")
+Scores = dict[str, dict[str, dict[str, list[float]]]]  # environment -> engine -> seed -> means
 RUNS = {
     "half_cheetah/direction": ("laptop", 12),
     "half_cheetah/velocity": ("efficient", 6),
@@ -33,32 +35,34 @@ def members(scale: Scale, env: str, engine: str) -> Members:
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
-    """Run what is missing, seed by seed, writing the table after each."""
-    everyone = {env: {engine: members(scale, env, engine) for engine in ENGINES} for env in envs}
-    for by_engine in everyone.values():
-        for pair in zip(*[some.items() for some in by_engine.values()], strict=True):
-            for name, c in pair:
-                run(scale, {name: c}, out)
-            write(scale, out, everyone)
+    """Run what is missing, seed by seed, writing the table after each. What engines.json has is not run again."""
+    file = out / "engines.json"
+    scores: Scores = json.loads(file.read_text()) if file.exists() else {}
+    everyone = {env: [members(scale, env, engine) for engine in ENGINES] for env in envs}
+    every = {name: c for by_engine in everyone.values() for some in by_engine for name, c in some.items()}
+    for env, by_engine in everyone.items():
+        for pair in zip(*[some.items() for some in by_engine], strict=True):
+            for engine, (name, c) in zip(ENGINES, pair, strict=True):
+                seeds = scores.setdefault(env, {}).setdefault(engine, {})
+                if str(c.seed) not in seeds:
+                    run(scale, {name: c}, out)
+                    seeds |= {str(c.seed): means(row) for row in finals(out, {name: c}).values()}
+            write(scale, out, scores, every)
     print((out / "engines.md").read_text())
 
 
-def write(scale: Scale, out: Path, everyone: dict[str, dict[str, Members]]) -> None:
+def write(scale: Scale, out: Path, scores: Scores, every: Members) -> None:
     """engines.json: every seed's means by environment and engine, a row for each step. engines.md: the tables."""
-    scores = {env: {engine: means(out, some) for engine, some in by.items()} for env, by in everyone.items()}
-    every = {name: c for by in everyone.values() for some in by.values() for name, c in some.items()}
     lines = ["# engines", "", footer(scale, every, out), ""]
     for env, by_engine in scores.items():
-        if all(by_engine.values()):
-            lines += [*table(env, by_engine), ""]
+        lines += [*table(env, by_engine), ""] if all(by_engine.values()) else []
     (out / "engines.json").write_text(json.dumps(scores, indent=1) + "\n")
     (out / "engines.md").write_text("\n".join(lines))
 
 
-def means(out: Path, some: Members) -> dict[str, list[float]]:
-    """Of every finished seed: the clients' mean before adaptation and after each step."""
-    rows = finals(out, some)
-    return {name.rsplit("seed")[1]: np.mean(row["eval/returns"], axis=0).tolist() for name, row in rows.items()}
+def means(row: dict) -> list[float]:
+    """The clients' mean before adaptation and after each step, of a run's last evaluation."""
+    return np.mean(row["eval/returns"], axis=0).tolist()
 
 
 def table(env: str, by_engine: dict[str, dict[str, list[float]]]) -> list[str]:

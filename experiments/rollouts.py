@@ -89,7 +89,7 @@ def table(by_engine: dict[str, dict[str, np.ndarray]]) -> list[str]:
     lines = [f"| | {' | '.join(by_engine)} | apart, standard errors |", "|---" * (len(by_engine) + 2) + "|"]
     for name in next(iter(by_engine.values())):
         means, errors = zip(*[mean_and_error(found[name]) for found in by_engine.values()], strict=True)
-        cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in zip(means, errors, strict=True)]
+        cells = [f"{mean:.5g} ± {error:.2g}" for mean, error in zip(means, errors, strict=True)]
         apart = (means[1] - means[0]) / max(np.hypot(*errors), np.finfo(float).tiny)
         lines.append(f"| {name} | {' | '.join(cells)} | {apart:+.2f} |")
     return lines

@@ -204,6 +204,20 @@ def test_engines_are_compared_by_ranks():
     assert equal.endswith("| 1.00 |")
 
 
+def test_a_comparison_of_engines_goes_on_where_its_file_ends(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(engines, "run", lambda scale, members, out: ran.extend(members))
+    monkeypatch.setattr(engines, "finals", lambda out, some: {name: {"eval/returns": [[1.0], [3.0]]} for name in some})
+    (tmp_path / "engines.json").write_text(
+        json.dumps({ENV: {"native": {"0": [5.0], "1": [6.0]}, "fused": {"0": [7.0]}}})
+    )
+    engines.experiment(TINY, tmp_path, (ENV,))
+    assert ran == [f"{ENV}/fused/seed1"]
+    found = json.loads((tmp_path / "engines.json").read_text())[ENV]
+    assert found == {"native": {"0": [5.0], "1": [6.0]}, "fused": {"0": [7.0], "1": [2.0]}}
+    assert "2 on native, 2 on fused" in (tmp_path / "engines.md").read_text()
+
+
 def test_engines_differ_in_nothing_else():
     for env, (_, seeds) in engines.RUNS.items():
         one, two = (engines.members(common.SCALES["laptop"], env, engine) for engine in engines.ENGINES)
@@ -246,7 +260,7 @@ def test_long_rollouts_are_compared_by_their_standard_errors(table, monkeypatch,
         assert native == pytest.approx(fused, rel=1e-3)
     one = {"height": np.array([[0.0, 2.0], [10.0, 12.0]])}  # deviations^2 of 2 in both clients: an error of sqrt(2 / 4)
     assert rollouts.table({"native": one, "fused": {"height": one["height"] + 1}})[2] == (
-        "| height | 6.0000 ± 0.7071 | 7.0000 ± 0.7071 | +1.00 |"
+        "| height | 6 ± 0.71 | 7 ± 0.71 | +1.00 |"
     )
     monkeypatch.setattr("sys.argv", ["rollouts", str(table / ENV / "ditto" / "seed0")])
     with pytest.raises(SystemExit, match="2"):

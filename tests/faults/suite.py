@@ -19,7 +19,8 @@ from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.arrays import state_hash
 from fedjax_rl.records import sound
 
-SMALL = ("--preset", "tiny", "--env", "navigation", "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
+ENV = os.environ.get("FAULTS_ENV", "navigation")  # of the runs that are killed, starved and configured impossibly
+SMALL = ("--preset", "tiny", "--env", ENV, "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
 TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s")
 
 
@@ -163,9 +164,9 @@ def full_disk(home: Path) -> Iterator[Case]:
 
 
 def engines(home: Path) -> Iterator[Case]:
-    """Trained on C MuJoCo and evaluated on MJX, and the other way round."""
-    for trained, other in (("native", "mjx"), ("mjx", "native")):
-        run = home / trained
+    """Trained on one engine and evaluated on another, and the other way round."""
+    for trained, other in (("native", "mjx"), ("mjx", "native"), ("native", "fused"), ("fused", "native")):
+        run = home / f"{trained}-{other}"
         code, errors = finish(
             *("train", "--preset", "tiny", "--rounds", "1", "--new-clients", "0", "--adapt-steps", "0"),
             *("--backend", trained, "--out", str(run)),
@@ -185,17 +186,21 @@ def engines(home: Path) -> Iterator[Case]:
 
 
 class Soak(NamedTuple):
-    """A long run: lines of metrics with a NaN, memory at a tenth and at the end [MiB], programs of a round compiled."""
+    """A long run: lines of metrics with a NaN, memory at a tenth and at the end [MiB], programs of a round compiled.
+
+    equal: whether its last rounds, done again from the last checkpoint but one, give the same bits.
+    """
 
     rounds: int
     bad: int
     early: float
     late: float
     compiled: int
+    equal: bool
 
 
-def soak(home: Path, preset: str, rounds: int = 100) -> Soak:
-    """So many rounds of a preset, its memory watched from outside."""
+def soak(home: Path, preset: str, rounds: int = 500) -> Soak:
+    """So many rounds of a preset, its memory watched from outside; then the last ones again."""
     run, errors = home / preset, home / f"{preset}.stderr"
     options = ("--rounds", str(rounds), "--new-clients", "0", "--eval-every", "0", "--adapt-steps", "0", "--no-cache")
     command = [
@@ -226,7 +231,13 @@ def soak(home: Path, preset: str, rounds: int = 100) -> Soak:
     late = max(value for done, value in seen.items() if done > rounds - rounds // 10)
     bad = sum(None in line.values() for line in lines)
     compiled = errors.read_text().count("Finished XLA compilation of jit(round_of_members)")
-    return Soak(len(lines), bad, early, late, compiled)
+    last, again = last_hash(run), home / f"{preset}-again"
+    shutil.copytree(run, again)
+    before_last = checkpoint.steps(again / rundir.CHECKPOINTS)[1]
+    checkpoint.set_aside_after(again / rundir.CHECKPOINTS, before_last)
+    code, said = finish("resume", str(again))
+    assert code == 0, said
+    return Soak(len(lines), bad, early, late, compiled, last_hash(again) == last)
 
 
 INVALID = [

@@ -104,9 +104,10 @@ def test_an_mjx_rollout_has_no_collective():
     assert COLLECTIVE.findall(program.as_text()) == ["all-gather"]  # the returns' own, after the last step
 
 
-def test_native_physics_serves_several_devices_and_members():
-    """Two members on two rows of two devices: four callbacks at a time; the draws are those of one device."""
-    some = group("half_cheetah/direction", seeds=(0, 5), episodes=1, backend="native")
+@pytest.mark.parametrize("backend", ["native", "fused"])
+def test_physics_of_the_host_serves_several_devices_and_members(backend):
+    """Two members on two rows of two devices: four calls at a time; the draws are those of one device."""
+    some = group("half_cheetah/direction", seeds=(0, 5), episodes=1, backend=backend)
     plain, program, rest = one_round(some, None)
     sharded, program_of_mesh, _ = one_round(some, mesh_of(2, 2))
     assert arrays.state_hash(plain) == arrays.state_hash(sharded)

@@ -120,7 +120,7 @@ def resolve_backend(backend: str = "auto", *, strict: bool = False) -> str:
 
 
 def _native_instead(why: str) -> str:
-    _say_once(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead, ten to twenty times slower")
+    _say_once(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
     return "native"
 
 
@@ -136,7 +136,7 @@ def _no_fused() -> str:
     from fedjax_rl.envs.physics.fused import compiler
 
     try:
-        compiler.find() if here == "cpu" else compiler.find_cuda()
+        (compiler.find if here == "cpu" else compiler.find_cuda)()
     except compiler.Unavailable as why:
         return str(why)
     return ""

