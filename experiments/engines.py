@@ -53,7 +53,8 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
 def write(scale: Scale, out: Path, scores: Scores, every: Members) -> None:
     """engines.json: every seed's means by environment and engine, a row for each step. engines.md: the tables."""
-    lines = ["# engines", "", footer(scale, every, out), ""]
+    done = {name: c for name, c in every.items() if str(c.seed) in scores.get(c.env, {}).get(c.backend, {})}
+    lines = ["# engines", "", footer(scale, done, out), ""]
     for env, by_engine in scores.items():
         lines += [*table(env, by_engine), ""] if all(by_engine.values()) else []
     (out / "engines.json").write_text(json.dumps(scores, indent=1) + "\n")
