@@ -5,7 +5,8 @@
 RUN: a run of FMRL on a robot, with checkpoints. Its first CLIENTS clients adapt by one step. Then each of their
 policies acts in E rollouts of T steps on C MuJoCo (native) and on fused physics, from the same states, with the same
 noise. A rollout is chaotic, so that single ones part within a second; their statistics must not. The table has the mean
-over rollouts on each engine, with its standard error, and the difference in standard errors of a difference.
+over rollouts on each engine, with its standard error, and the mean of the pairs' differences in standard errors of its
+own (pairs have much in common until they part, so that the engines' errors would hide a part of a difference).
 """
 
 import argparse
@@ -88,10 +89,10 @@ def table(by_engine: dict[str, dict[str, np.ndarray]]) -> list[str]:
     """A row for each statistic: its mean ± standard error on the engines, and how far they are apart."""
     lines = [f"| | {' | '.join(by_engine)} | apart, standard errors |", "|---" * (len(by_engine) + 2) + "|"]
     for name in next(iter(by_engine.values())):
-        means, errors = zip(*[mean_and_error(found[name]) for found in by_engine.values()], strict=True)
-        cells = [f"{mean:.5g} ± {error:.2g}" for mean, error in zip(means, errors, strict=True)]
-        apart = (means[1] - means[0]) / max(np.hypot(*errors), np.finfo(float).tiny)
-        lines.append(f"| {name} | {' | '.join(cells)} | {apart:+.2f} |")
+        ours = [found[name] for found in by_engine.values()]
+        cells = [f"{mean:.5g} ± {error:.2g}" for mean, error in map(mean_and_error, ours)]
+        apart, error = mean_and_error(ours[1] - ours[0])
+        lines.append(f"| {name} | {' | '.join(cells)} | {apart / max(error, np.finfo(float).tiny):+.2f} |")
     return lines
 
 

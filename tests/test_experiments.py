@@ -259,9 +259,10 @@ def test_long_rollouts_are_compared_by_their_standard_errors(table, monkeypatch,
         native, fused = (float(cell.split(" ± ")[0]) for cell in row.split("|")[2:4])
         assert native == pytest.approx(fused, rel=1e-3)
     one = {"height": np.array([[0.0, 2.0], [10.0, 12.0]])}  # deviations^2 of 2 in both clients: an error of sqrt(2 / 4)
-    assert rollouts.table({"native": one, "fused": {"height": one["height"] + 1}})[2] == (
-        "| height | 6 ± 0.71 | 7 ± 0.71 | +1.00 |"
-    )
+    other = {
+        "height": np.array([[0.0, 4.0], [10.0, 12.0]])
+    }  # differences 0, 2, 0, 0: 1/2, with an error of sqrt(1 / 4)
+    assert rollouts.table({"native": one, "fused": other})[2] == "| height | 6 ± 0.71 | 6.5 ± 1.1 | +1.00 |"
     monkeypatch.setattr("sys.argv", ["rollouts", str(table / ENV / "ditto" / "seed0")])
     with pytest.raises(SystemExit, match="2"):
         rollouts.main()
