@@ -202,7 +202,18 @@ class Soak(NamedTuple):
 def soak(home: Path, preset: str, rounds: int = 500) -> Soak:
     """So many rounds of a preset, its memory watched from outside; then the last ones again."""
     run, errors = home / preset, home / f"{preset}.stderr"
-    options = ("--rounds", str(rounds), "--new-clients", "0", "--eval-every", "0", "--adapt-steps", "0", "--no-cache")
+    options = (
+        "--rounds",
+        str(rounds),
+        "--new-clients",
+        "0",
+        "--eval-every",
+        "0",
+        "--adapt-steps",
+        "0",
+        "--backend",
+        "fused",
+    )
     command = [
         sys.executable,
         "-m",
