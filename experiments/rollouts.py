@@ -1,6 +1,6 @@
 """Do long rollouts of a trained policy look the same on two physics engines?
 
-    python -m experiments.rollouts RUN [--steps T] [--each E]
+    python -m experiments.rollouts RUN [--steps T] [--each E] [--seed S]
 
 RUN: a run of FMRL on a robot, with checkpoints. Its first CLIENTS clients adapt by one step. Then each of their
 policies acts in E rollouts of T steps on C MuJoCo (native) and on fused physics, from the same states, with the same
@@ -44,7 +44,9 @@ def adapted(config: Config, run: Path) -> tuple[Params, Task]:
     return jax.jit(jax.vmap(adapt))(tasks, keys), tasks
 
 
-def rollouts(config: Config, engine: str, models: Params, tasks: Task, each: int, steps: int) -> dict[str, np.ndarray]:
+def rollouts(
+    config: Config, engine: str, models: Params, tasks: Task, each: int, steps: int, seed: int
+) -> dict[str, np.ndarray]:
     """What each rollout of an engine was like, [clients, each]; none ends before its last step."""
     env = make_env(config.env, backend=engine, observation=config.observation)
     policy = gaussian_mlp(env.spec, hidden=config.hidden, activation=config.activation)
@@ -67,7 +69,7 @@ def rollouts(config: Config, engine: str, models: Params, tasks: Task, each: int
         end, seen = jax.lax.scan(step, starts, jnp.arange(steps))
         return end.physics.qpos, end.physics.qvel, *[jnp.mean(x, axis=0) for x in seen]
 
-    keys = jax.random.split(root_key(config.seed + 1), jax.tree.leaves(models)[0].shape[0])
+    keys = jax.random.split(root_key(seed), jax.tree.leaves(models)[0].shape[0])
     found = jax.jit(jax.vmap(of_client))(models, tasks, keys)
     qpos, qvel, *means = [np.asarray(x, np.float64) for x in found]
     names = ("height, m", "speed, m/s", "share of the time upside down", "sum of qvel^2")
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--steps", type=int, default=200, help="environment steps of a rollout (default: 200)")
     parser.add_argument("--each", type=int, default=100, help="rollouts of each client's policy (default: 100)")
+    parser.add_argument("--seed", type=int, default=1, help="of their starts and noise (default: 1)")
     args = parser.parse_args()
     try:
         config = rundir.open_run(args.run)
@@ -116,7 +119,7 @@ def main() -> None:
         models, tasks = adapted(config, args.run)
     except (ConfigError, NoCheckpoint) as error:
         parser.error(str(error))
-    found = {engine: rollouts(config, engine, models, tasks, args.each, args.steps) for engine in ENGINES}
+    found = {engine: rollouts(config, engine, models, tasks, args.each, args.steps, args.seed) for engine in ENGINES}
     count = next(iter(found[ENGINES[0]].values())).size
     print(f"{config.env}: {count:,} rollouts of {args.steps} steps on each engine\n")
     print("\n".join(table(found)))
