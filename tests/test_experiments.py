@@ -33,7 +33,6 @@ from fedjax_rl.config import CONFIGS
 
 ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]
-TINY = TINY._replace(extra={**TINY.extra, "backend": "fused"})  # whose compiled programs serve again
 METHODS = ("fmrl", "ditto")
 pytestmark = pytest.mark.usefixtures("shared_programs")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rl import lifeline
-from fedjax_rl.rules import ConfigError
+from fedjax_rl.exits import ConfigError
 
 SEEN_S = 5.0  # for a file that one process has written to be seen by all
 

@@ -18,11 +18,10 @@ import numpy as np
 from fedjax_rl import digest
 from fedjax_rl.arrays import flatten, flatten_shapes, unflatten
 from fedjax_rl.digest import saved_config, steps
-from fedjax_rl.exits import CannotWrite, NoCheckpoint
+from fedjax_rl.exits import CannotWrite, ConfigError, NoCheckpoint
 from fedjax_rl.files import explain
 from fedjax_rl.mending import set_aside
 from fedjax_rl.placement import is_first
-from fedjax_rl.rules import ConfigError
 from fedjax_rl.rundir import CHECKPOINTS, KEEP, PROBE
 
 __all__ = [

@@ -22,6 +22,10 @@ class Refusal(Exception):
     code = USAGE
 
 
+class ConfigError(Refusal, ValueError):
+    """A mistake of the person who typed the configuration, or a file that is not what it has to be (exit code 2)."""
+
+
 class CannotWrite(Refusal):
     """The operating system refused; what was saved before is intact."""
 

@@ -4,8 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from fedjax_rl.exits import CannotWrite
-from fedjax_rl.rules import ConfigError
+from fedjax_rl.exits import CannotWrite, ConfigError
 
 REMEDIES = {
     errno.ENOSPC: "make room",

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedjax_rl import exits, output, relay
-from fedjax_rl.rules import ConfigError
+from fedjax_rl.exits import ConfigError
 
 SHARED = (exits.DONE, exits.DIVERGED, exits.UNHEARD)  # what all processes find out alike: no one ends because of it
 GRACE_S = 3.0  # for this process to end by itself, of what ended another one

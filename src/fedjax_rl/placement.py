@@ -20,8 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_rl import agreement, lifeline
-from fedjax_rl.exits import ProcessLost
-from fedjax_rl.rules import ConfigError
+from fedjax_rl.exits import ConfigError, ProcessLost
 from fedjax_rl.types import Array, Tree
 
 CLIENTS, MEMBERS = "clients", "members"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rl.rules import ConfigError
+from fedjax_rl.exits import ConfigError
 
 METRICS, EVAL = "metrics.jsonl", "eval.jsonl"
 TIMES = ("sys/round_s", "sys/env_steps_per_s")  # of a round, of which a report makes environment steps

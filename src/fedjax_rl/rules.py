@@ -9,13 +9,9 @@ from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
 
-from fedjax_rl.exits import Refusal
+from fedjax_rl.exits import ConfigError
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-class ConfigError(Refusal, ValueError):
-    """A mistake of the person who typed the configuration, or a file that is not what it has to be (exit code 2)."""
 
 
 FLOAT32_TINY = 2.0**-126  # the smallest number that float32 holds in full and processors do not take for 0

@@ -17,13 +17,13 @@ from test_fused_refusals import PLAIN
 from fedjax_rl.cli import main
 from fedjax_rl.envs import make_env, resolve_backend
 from fedjax_rl.envs import physics as seam
-from fedjax_rl.envs.physics import Model
+from fedjax_rl.envs.physics import Model, make_physics
 from fedjax_rl.envs.physics.fused import cache, compiler, engine
 
 ONE_STEP = """
 import glob, hashlib, json, os, sys
 import jax, jax.numpy as jnp
-from fedjax_rl.envs.physics import Model
+from fedjax_rl.envs.physics import Model, make_physics
 from fedjax_rl.envs.physics.fused import engine
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
@@ -102,13 +102,21 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, home)
 
 def test_without_a_compiler_it_is_native_and_one_line(monkeypatch, capsys, afresh):
     monkeypatch.setattr(compiler, "candidates", lambda: iter([("no-such-compiler",)]))
-    assert [resolve_backend(name) for name in ("fused", "fused")] == ["native"] * 2
+    assert [resolve_backend(name) for name in ("auto", "fused", "auto")] == ["native"] * 3
     error = capsys.readouterr().err
     assert "no C++ compiler; g++ or `pip install 'fedjax-rl[compiler]'` makes it ten times as fast" in error
     assert "C MuJoCo (native) instead" in error and error.count("\n") == 1
     env = make_env("half_cheetah/direction", backend="fused")
     assert env.reset(jax.random.key(0), 1.0).physics.engine.dtype == jnp.uint32  # native's carry
     assert capsys.readouterr().err == ""
+
+
+def test_with_a_compiler_auto_is_fused_for_the_robots_that_it_carries(capsys, afresh):
+    assert resolve_backend() == "fused"
+    carries = lambda xml: make_physics(Model(xml, 1)).init(jnp.zeros(5), jnp.zeros(5)).engine.dtype == jnp.float32
+    assert carries(PLAIN) and capsys.readouterr().err == ""
+    assert not carries(PLAIN.replace("<option", '<option density="1000"'))
+    assert "no fused physics: fused physics does not carry option density (fluid forces)" in capsys.readouterr().err
 
 
 def test_without_fused_multiply_add_it_is_native(monkeypatch, capsys, afresh):

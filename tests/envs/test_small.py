@@ -96,9 +96,9 @@ def test_unknown_names_point_to_the_nearest():
         make_env("ant/direction", backend="cuda")
 
 
-def test_auto_is_native_on_the_cpu_and_mjx_elsewhere(monkeypatch):
+def test_auto_is_fused_on_the_cpu_and_mjx_elsewhere(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert resolve_backend("auto") == "native" and resolve_backend("mjx") == "mjx"
+    assert resolve_backend("auto") == resolve_backend("fused") and resolve_backend("mjx") == "mjx"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert resolve_backend("auto") == "mjx" and resolve_backend("native") == "native"
 

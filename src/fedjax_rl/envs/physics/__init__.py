@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import jax
 
+from fedjax_rl.exits import ConfigError
 from fedjax_rl.output import inform
-from fedjax_rl.rules import ConfigError
 from fedjax_rl.types import Array, Tree
 
 BACKENDS = ("native", "fused", "mjx")
@@ -93,10 +93,10 @@ def platform() -> str:
 
 
 def resolve_backend(backend: str = "auto", *, strict: bool = False) -> str:
-    """The engine behind a name: `auto` is C MuJoCo ("native") on CPU hosts and "mjx" on GPUs and TPUs.
+    """The engine behind a name: `auto` is "fused" on CPU hosts and "mjx" on GPUs and TPUs.
 
-    Where the machine cannot make fused programs, "fused" is "native" and one line on stderr says why; with `strict`
-    that is a ConfigError.
+    Where the machine cannot make fused programs, it is C MuJoCo ("native") and one line on stderr says why; with
+    `strict`, "fused" is a ConfigError there.
 
     Unless the answer can only be "mjx", switches JAX's asynchronous CPU dispatch off for the process: the callback of
     native physics reads its arguments as NumPy arrays, and with asynchronous dispatch these can wait for the very
@@ -108,14 +108,20 @@ def resolve_backend(backend: str = "auto", *, strict: bool = False) -> str:
     if backend != "mjx":
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     here = platform()
-    if backend == "auto":
-        return "native" if here == "cpu" else "mjx"
-    if backend == "fused" and (why := _no_fused()):
-        if strict:
+    if backend == "auto" and here != "cpu":
+        return "mjx"
+    if backend in ("auto", "fused"):
+        if not (why := _no_fused()):
+            return "fused"
+        if backend == "fused" and strict:
             raise ConfigError(f"there is no fused physics here: {why}")
-        _say_once(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
-        return "native"
+        return _native_instead(why)
     return backend
+
+
+def _native_instead(why: str) -> str:
+    _say_once(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
+    return "native"
 
 
 _say_once = functools.cache(inform)
@@ -139,14 +145,23 @@ def _no_fused() -> str:
 def make_physics(model: Model, backend: str = "auto") -> Physics:
     """The model on the engine; MuJoCo is imported here, not before.
 
+    On a CPU, `auto` takes fused physics where that carries the robot, and C MuJoCo with one line where it does not.
+
     Raises:
-      ValueError: the engine does not carry the robot.
+      ValueError: the engine that was asked for does not carry the robot.
     """
     engine = resolve_backend(backend)
+    if engine == "fused":
+        from fedjax_rl.envs.physics.fused.engine import make_fused
+
+        try:
+            return make_fused(model)
+        except ValueError as why:
+            if backend != "auto":
+                raise
+            engine = _native_instead(str(why).split(";")[0])
     if engine == "native":
         from fedjax_rl.envs.physics.native import make_native as make
-    elif engine == "fused":
-        from fedjax_rl.envs.physics.fused.engine import make_fused as make
     else:
         from fedjax_rl.envs.physics.mjx import make_mjx as make
     return make(model)
