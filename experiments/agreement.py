@@ -19,10 +19,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from experiments.curvature import LINES
-from fedjax_rl import build, checkpoint, rundir
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.numerics import pinned, root_key
-from fedjax_rl.simulate import State
+from fedjax_rl.federation.simulate import State
+from fedjax_rl.host.numerics import pinned, root_key
+from fedjax_rl.runs import assemble, checkpoint, rundir
 
 CLIENTS = 8
 REPLICAS = 8
@@ -30,16 +30,16 @@ REPLICAS = 8
 
 def restored(config: Config, run: Path, step: int | None) -> State:
     """The state after round `step` (None: the newest that is saved), before the first round for 0."""
-    made = build.make_run(config)
+    made = assemble.make_run(config)
     if step == 0:
-        return build.initial_state(made)
+        return assemble.initial_state(made)
     say = functools.partial(print, file=sys.stderr)
-    return checkpoint.restore(run / rundir.CHECKPOINTS, build.abstract_state(made), say, step).state
+    return checkpoint.restore(run / rundir.CHECKPOINTS, assemble.abstract_state(made), say, step).state
 
 
 def changes(config: Config, state: State) -> np.ndarray:
     """Changes [n, REPLICAS, parameters] of the first n = min(CLIENTS, N) clients, each from episodes of its own."""
-    algorithm = build.make_run(config).algorithm
+    algorithm = assemble.make_run(config).algorithm
     clients, tasks = jax.tree.map(lambda x: x[:CLIENTS], (state.clients, state.tasks))
 
     def change(client, task, key):

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rl import config, exits, metrics, output, presets, records, rundir
+from fedjax_rl import config, statistics
+from fedjax_rl.config import presets
+from fedjax_rl.host import exits, output
+from fedjax_rl.runs import records, rundir
 
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
@@ -83,8 +86,9 @@ def env_steps(c: config.Config) -> int:
 def run(scale: Scale, members: Members, out: Path) -> None:
     """Bring all members to their end, those that can share a program together."""
     from experiments.reuse import reuse
-    from fedjax_rl import runner, signals
-    from fedjax_rl.progress import Reporter
+    from fedjax_rl.host import signals
+    from fedjax_rl.runs import runner
+    from fedjax_rl.runs.progress import Reporter
 
     reporter = Reporter(quiet=False)
     try:
@@ -162,7 +166,7 @@ def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str, by_steps:
         if not rounds:
             continue
         smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="valid") for row in values])
-        stats = np.array([metrics.mean_ci95(column) for column in smooth.T], float)  # one seed has no interval: NaN
+        stats = np.array([statistics.mean_ci95(column) for column in smooth.T], float)  # one seed has no interval: NaN
         c = next(iter(some.values()))
         unit = env_steps(c) / c.rounds / 1e6 if by_steps else 1
         x = unit * np.array(rounds[width - 1 :])
@@ -234,7 +238,7 @@ def tuned_rate(
 def _after_one_step(out: Path, members: Members) -> float:
     """Mean over the members; -inf when one of them diverged."""
     found = [record["eval/return/adapt_1"]["mean"] for record in finals(out, members).values()]
-    return metrics.mean_ci95(found)[0] if len(found) == len(members) else float("-inf")
+    return statistics.mean_ci95(found)[0] if len(found) == len(members) else float("-inf")
 
 
 def study(
@@ -279,7 +283,7 @@ def _columns(out: Path, members: Members) -> dict[str, list[float]]:
     return {
         "before": [float(r[:, 0].mean()) for r in returns],
         "after": [float(r[:, 1].mean()) for r in returns],
-        "worst": [float(metrics.worst_tenth(r.T)[1]) for r in returns],
+        "worst": [float(statistics.worst_tenth(r.T)[1]) for r in returns],
     }
 
 
@@ -292,7 +296,7 @@ def best_server_rate(scale: Scale, env: str) -> dict[str, float]:
 
 def over_seeds(values: list[float]) -> str:
     """'mean ± t-interval over seeds', or the mean alone of a single one."""
-    mean, half = metrics.mean_ci95(values)
+    mean, half = statistics.mean_ci95(values)
     return f"{mean:.1f} ± {half:.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import scipy.stats
 
 from experiments.common import Members, Scale, finals, footer, main, over_seeds, run
-from fedjax_rl import config, presets
+from fedjax_rl import config
+from fedjax_rl.config import presets
 
 ENGINES = ("native", "fused")
 Scores = dict[str, dict[str, dict[str, list[float]]]]  # environment -> engine -> seed -> means

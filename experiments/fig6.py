@@ -21,10 +21,10 @@ STEPS, FILE = 5, "fig6.json"
 def score(path: Path, count: int) -> list[float]:
     """Mean returns of `count` new clients after 0..5 steps, evaluated once and kept in the run's directory."""
     if not (path / FILE).exists():
-        from fedjax_rl import build, checkpoint, rundir, scoring
+        from fedjax_rl.runs import assemble, checkpoint, rundir, scoring
 
-        group = build.make_run(rundir.open_run(path))
-        state = checkpoint.restore(path / rundir.CHECKPOINTS, build.abstract_state(group), print).state
+        group = assemble.make_run(rundir.open_run(path))
+        state = checkpoint.restore(path / rundir.CHECKPOINTS, assemble.abstract_state(group), print).state
         rates = (group.config.inner_lr, group.config.inner_lr / 2)
         returns = scoring.new_clients(scoring.make_evaluation(group, rates, STEPS), state, count)
         (path / FILE).write_text(json.dumps({"rates": rates, "returns": returns}) + "\n")

@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 from typing import IO
 
-from fedjax_rl import exits, output, rundir
-from fedjax_rl.files import read_text, write_text
-from fedjax_rl.rules import ConfigError
+from fedjax_rl.config.rules import ConfigError
+from fedjax_rl.host import exits, output
+from fedjax_rl.host.files import read_text, write_text
+from fedjax_rl.runs import rundir
 
 FINISHED = (exits.DONE, exits.DIVERGED, exits.UNHEARD)  # trying again would end alike
 PROGRAMS = {"fedjax-rl": [sys.executable, "-m", "fedjax_rl"], "python": [sys.executable]}

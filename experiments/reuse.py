@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedjax_rl import rundir, runner
 from fedjax_rl.config import EXECUTION, Config
+from fedjax_rl.runs import rundir, runner
 
 FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL, "fig6.json")  # the last where new clients were evaluated
 NOTE = "reused.json"

@@ -18,13 +18,14 @@ import mujoco
 import numpy as np
 
 from experiments.agreement import restored
-from fedjax_rl import build, rundir, trees
+from fedjax_rl import trees
 from fedjax_rl.bench.physics import model_of
-from fedjax_rl.checkpoint import NoCheckpoint
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.envs import make_env
-from fedjax_rl.numerics import pinned, root_key
+from fedjax_rl.host.numerics import pinned, root_key
 from fedjax_rl.rl.policies import gaussian_mlp
+from fedjax_rl.runs import assemble, rundir
+from fedjax_rl.runs.checkpoint import NoCheckpoint
 from fedjax_rl.types import Array, Params, Task
 
 CLIENTS = 100
@@ -33,7 +34,7 @@ ENGINES = ("native", "fused")
 
 def adapted(config: Config, run: Path) -> tuple[Params, Task]:
     """Of the first clients: parameters after one step of adaptation from the newest checkpoint, and tasks."""
-    made, state = build.make_run(config), restored(config, run, None)
+    made, state = assemble.make_run(config), restored(config, run, None)
     tasks = trees.take(state.tasks, jnp.arange(min(CLIENTS, config.num_clients)))
     shared, algorithm = state.server.shared, made.algorithm
 

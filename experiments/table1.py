@@ -23,7 +23,7 @@ from experiments.common import (
     run,
     tuned_rate,
 )
-from fedjax_rl.metrics import mean_ci95
+from fedjax_rl.statistics import mean_ci95
 
 RATES = (0.0005, 0.0015, 0.005)
 # Liu, Xu, Wu, Jiang 2024, Table 1: mean and 95 % interval over five seeds, before adaptation and after 1, 2, 3 steps.

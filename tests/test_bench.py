@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rl import build, config, presets
+from fedjax_rl import config
 from fedjax_rl.bench import bench, rows, show
 from fedjax_rl.bench.physics import one_step_error
 from fedjax_rl.bench.round import make_replay, make_sampling
 from fedjax_rl.cli import main
+from fedjax_rl.config import presets
+from fedjax_rl.runs import assemble
 
 ENV = "half_cheetah/direction"
 
@@ -19,8 +21,8 @@ ENV = "half_cheetah/direction"
 def test_the_replay_is_the_rounds_own_physics(env):
     """Without the last action it ends where the rollouts stood before theirs, bit for bit."""
     values = {"env": env, "backend": "native", "clients_per_round": 2, "episodes": 2}
-    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
-    batches = make_sampling(run, build.initial_state(run))()
+    run = assemble.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
+    batches = make_sampling(run, assemble.initial_state(run))()
     last = np.asarray(batches[1].obs)[:, :, -1].reshape(4, -1)
     whole = np.asarray(batches[1].mask)[:, :, -1].reshape(4)
     ended = make_replay(env, [b._replace(action=b.action[:, :, :-1]) for b in batches])().astype(np.float32)

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rl import build, train
-from fedjax_rl.arrays import flatten, state_hash
 from fedjax_rl.config import CONFIGS
 from fedjax_rl.config import build as build_config
+from fedjax_rl.config.presets import preset
 from fedjax_rl.envs import resolve_backend
-from fedjax_rl.presets import preset
+from fedjax_rl.runs import assemble, loop
+from fedjax_rl.runs.arrays import flatten, state_hash
 
 FILE = Path(__file__).parent / "fixtures" / "bits.json"
 CASES = [(name, "navigation", "auto") for name in CONFIGS]
@@ -31,8 +31,8 @@ def three_rounds(algorithm: str, env: str, backend: str):
     """The state after three rounds of the preset `tiny`, by the program that a run uses."""
     resolve_backend("native")
     values = {"env": env, "backend": backend, "seed": 3}
-    group = build.make_group([build_config(algorithm, preset("tiny", algorithm, env), values)])
-    step, state = train.compile_round(group).step, build.initial_states(group)
+    group = assemble.make_group([build_config(algorithm, preset("tiny", algorithm, env), values)])
+    step, state = loop.compile_round(group).step, assemble.initial_states(group)
     alive = np.ones(1, bool)
     for _ in range(ROUNDS):
         state, alive, _ = step(state, alive, group.values)

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_rl import build, config, optimizers, scoring, trees
-from fedjax_rl.evaluate import column_keys
+from fedjax_rl import config, trees
+from fedjax_rl.federation import server_optimizers as optimizers
+from fedjax_rl.federation.evaluate import column_keys
+from fedjax_rl.runs import assemble, scoring
 
 SMALL = {"env": "probe/target", "num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,)}
 
@@ -17,16 +19,16 @@ def test_max_change_norm_bounds_the_servers_step():
     moved = {}
     for clip in (0.0, 1e-5):
         extra = {"server": "sgd", "server_lr": 1.0, "local_lr": 1.0, "max_change_norm": clip}
-        run = build.make_run(config.build("fedavg", SMALL, extra))
-        state = build.initial_state(run)
+        run = assemble.make_run(config.build("fedavg", SMALL, extra))
+        state = assemble.initial_state(run)
         after, _ = jax.jit(run.simulation.round)(state)
         moved[clip] = float(optax.global_norm(trees.sub(after.server.shared, state.server.shared)))
     assert moved[1e-5] <= 1e-5 * 1.01 < moved[0.0]
 
 
 def test_dropout_and_stragglers_reach_the_round():
-    run = build.make_run(config.build("fedavg", SMALL, {"dropout": 1.0, "stragglers": 1.0}))
-    _, metrics = jax.jit(run.simulation.round)(build.initial_state(run))
+    run = assemble.make_run(config.build("fedavg", SMALL, {"dropout": 1.0, "stragglers": 1.0}))
+    _, metrics = jax.jit(run.simulation.round)(assemble.initial_state(run))
     assert (metrics["health/dropped_clients"], metrics["health/stragglers"]) == (2, 2)
 
 
@@ -36,7 +38,7 @@ def test_the_servers_rate_halves(name):
     params, gradients = {"x": jnp.zeros(3)}, jax.random.normal(jax.random.key(0), (7, 3))
     steps = {}
     for half_life in (0.0, 3.0):
-        optimizer = optimizers.SERVER_OPTIMIZERS[name](build.server_rate(0.01, half_life))
+        optimizer = optimizers.SERVER_OPTIMIZERS[name](assemble.server_rate(0.01, half_life))
         state, steps[half_life] = optimizer.init(params), []
         for gradient in gradients:
             update, state = optimizer.update({"x": gradient}, state, params)
@@ -47,15 +49,15 @@ def test_the_servers_rate_halves(name):
 
 def test_a_rate_that_falls_and_one_that_stays_are_two_programs():
     falls, faster, stays = (config.build("fmrl", SMALL, {"server_half_life": h}) for h in (5.0, 9.0, 0.0))
-    assert build.static_fields(falls) == build.static_fields(faster) != build.static_fields(stays)
-    group = build.make_group([falls, faster])
-    like = jax.tree.structure(build.abstract_state(group.run))
-    assert jax.tree.structure(jax.eval_shape(lambda: build.initial_states(group))) == like
+    assert assemble.static_fields(falls) == assemble.static_fields(faster) != assemble.static_fields(stays)
+    group = assemble.make_group([falls, faster])
+    like = jax.tree.structure(assemble.abstract_state(group.run))
+    assert jax.tree.structure(jax.eval_shape(lambda: assemble.initial_states(group))) == like
 
 
 def test_environment_steps_are_counted():
     """FMRL samples two batches: 2 clients x 2 batches x 2 episodes x the horizon; FedAvg one."""
-    runs = {name: build.make_run(config.build(name, SMALL)) for name in ("fmrl", "fedavg")}
+    runs = {name: assemble.make_run(config.build(name, SMALL)) for name in ("fmrl", "fedavg")}
     horizon = runs["fmrl"].env.spec.horizon
     assert runs["fmrl"].env_steps_per_round == 8 * horizon
     assert runs["fedavg"].env_steps_per_round == 4 * horizon
@@ -70,20 +72,20 @@ def test_no_key_is_used_twice(name):
     """
     extra = {} if name in ("scaffold", "independent") else {"critic": "local"}
     extra |= {} if name == "scaffold" else {"stragglers": 0.3}
-    group = build.make_group([config.build(name, SMALL, extra, {"dropout": 0.2, "seed": seed}) for seed in (0, 1)])
-    states, alive = jax.eval_shape(lambda: build.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
+    group = assemble.make_group([config.build(name, SMALL, extra, {"dropout": 0.2, "seed": seed}) for seed in (0, 1)])
+    states, alive = jax.eval_shape(lambda: assemble.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
     with jax.debug_key_reuse(True):
         jax.jit(jax.vmap(group.run.simulation.init)).lower(states.key)
-        _, shared, *rows = jax.eval_shape(group.run.simulation.cohort, build.abstract_state(group.run))
+        _, shared, *rows = jax.eval_shape(group.run.simulation.cohort, assemble.abstract_state(group.run))
         row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
         jax.jit(group.run.simulation.work).lower(shared, *row)
         if name not in ("per_fedavg", "reptile"):
-            jax.jit(lambda *args: build.round_of(group, *args)).lower(states, alive, group.values)
+            jax.jit(lambda *args: assemble.round_of(group, *args)).lower(states, alive, group.values)
 
 
 def test_new_clients_share_no_key_with_any_column_of_the_old_ones():
-    run = build.make_run(config.build("fmrl", SMALL))
-    state = build.initial_state(run)
+    run = assemble.make_run(config.build("fmrl", SMALL))
+    state = assemble.initial_state(run)
     heard = []
     evaluation = scoring.make_evaluation(run)._replace(score=lambda clients, tasks, state, key: heard.append(key))
     scoring.old_clients(evaluation, state, 3)

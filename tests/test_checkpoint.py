@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import checkpoint, digest
-from fedjax_rl.arrays import state_hash
+from fedjax_rl.runs import checkpoint, digest
+from fedjax_rl.runs.arrays import state_hash
 
 
 def make_state(fill, width=3):

@@ -5,8 +5,12 @@ from dataclasses import fields
 
 import pytest
 
-from fedjax_rl import algorithms, arguments, config, envs, layers, optimizers, presets
-from fedjax_rl.config import CONFIGS, ConfigError, FedProxConfig, FmrlConfig
+from fedjax_rl import algorithms, config, envs
+from fedjax_rl.cli import parse as arguments
+from fedjax_rl.config import CONFIGS, ConfigError, presets
+from fedjax_rl.config import sources as layers
+from fedjax_rl.config.options import ENV_NAMES, SERVER_NAMES, FedProxConfig, FmrlConfig
+from fedjax_rl.federation import server_optimizers as optimizers
 from fedjax_rl.rl import policies, surrogates
 
 NAN, INF = float("nan"), float("inf")
@@ -181,9 +185,9 @@ def test_bad_variables_are_refused():
 
 
 def test_the_light_lists_of_names_are_the_registries():
-    assert set(config.ENV_NAMES) == set(envs.ENVS)
+    assert set(ENV_NAMES) == set(envs.ENVS)
     assert set(CONFIGS) == set(algorithms.ALGORITHMS)
-    assert set(config.SERVER_NAMES) == set(optimizers.SERVER_OPTIMIZERS)
+    assert set(SERVER_NAMES) == set(optimizers.SERVER_OPTIMIZERS)
     rules = {item.name: item.metadata["rule"] for item in fields(config.Config)}
     assert set(rules["surrogate"].choices) == set(surrogates.SURROGATES)
     assert set(rules["activation"].choices) == set(policies.ACTIVATIONS)

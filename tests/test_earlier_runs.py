@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, rundir
-from fedjax_rl.arrays import state_hash
 from fedjax_rl.cli import main
+from fedjax_rl.runs import assemble, checkpoint, rundir
+from fedjax_rl.runs.arrays import state_hash
 
 FIXTURES = {
     "schema1": "36cf8d27ac35bbf543fe41a2a6e903e02846ba40c432278b91c99763624bb5bd",  # Ditto, the first digests
@@ -36,7 +36,7 @@ def unpacked(tmp_path):
 @pytest.mark.parametrize("name", FIXTURES)
 def test_checkpoints_of_every_schema_load(unpacked, name):
     run = unpacked(name)
-    like = build.abstract_state(build.make_run(rundir.open_run(run)))
+    like = assemble.abstract_state(assemble.make_run(rundir.open_run(run)))
     restored = checkpoint.restore(run / "ckpt", like, pytest.fail)
     assert (restored.step, state_hash(restored.state)) == (2, FIXTURES[name])
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from fedjax_rl import config, envs, rundir, runner, sweep
+from fedjax_rl import config, envs
 from fedjax_rl.envs import physics
+from fedjax_rl.runs import rundir, runner, sweep
 
 
 def small(env, **values):

@@ -28,8 +28,8 @@ from experiments import (
     strategies,
     table1,
 )
-from fedjax_rl import records, rundir
 from fedjax_rl.config import CONFIGS
+from fedjax_rl.runs import records, rundir
 
 ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rl import build, config, presets
+from fedjax_rl import config
 from fedjax_rl.algorithms import ALGORITHMS
-from fedjax_rl.evaluate import make_steps
-from fedjax_rl.numerics import pinned
+from fedjax_rl.config import presets
+from fedjax_rl.federation.evaluate import make_steps
+from fedjax_rl.host.numerics import pinned
+from fedjax_rl.runs import assemble
 
 PLATFORMS = ("cuda", "tpu")
 FOREIGN = re.compile(r"callback|xf64|tensor<f64|fedjax_rl_fused")
@@ -20,7 +22,7 @@ def group(env, algorithm, **values):
     """Two members with rates of their own; clients in one batch, as on accelerators."""
     layers = (presets.preset("tiny", algorithm, env), {"env": env, "backend": "mjx", "client_batch": 4, **values})
     rates = ({"seed": s, "local_lr": rate} for s, rate in enumerate((0.001, 0.002)))
-    return build.make_group([config.build(algorithm, *layers, own) for own in rates])
+    return assemble.make_group([config.build(algorithm, *layers, own) for own in rates])
 
 
 def lowered(fn, *args):
@@ -29,13 +31,13 @@ def lowered(fn, *args):
 
 
 def states_of(some):
-    one = build.abstract_state(some.run)
+    one = assemble.abstract_state(some.run)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(some.configs), *x.shape), x.dtype), one)
 
 
 def round_text(some):
     args = (states_of(some), np.ones(len(some.configs), bool), some.values)
-    return lowered(functools.partial(build.round_of, some), *args)
+    return lowered(functools.partial(assemble.round_of, some), *args)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -52,7 +54,7 @@ def test_a_robots_round_and_evaluation_lower(env):
     with pinned():
         some = group(env, "fmrl")
         assert not FOREIGN.search(round_text(some))
-        state = build.abstract_state(some.run)
+        state = assemble.abstract_state(some.run)
         start, column = make_steps(lambda values: (some.run.problem, some.run.algorithm))
         clients, tasks = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), (state.clients, state.tasks)
@@ -67,7 +69,7 @@ def test_what_is_looked_for_would_be_found():
     """Native physics calls back, fused physics is a program of this host's, and float64 is float64."""
     with pinned():
         for backend in ("native", "fused"):
-            env = build.make_env("half_cheetah/direction", backend=backend)
+            env = assemble.make_env("half_cheetah/direction", backend=backend)
             state = jax.eval_shape(lambda key, env=env: env.reset(key, 1.0), jax.random.key(0))
             text = jax.jit(env.step).lower(state, jax.ShapeDtypeStruct((6,), np.float32), 1.0).as_text()
             assert FOREIGN.search(text)

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import host, numerics, runner
-from fedjax_rl.arrays import state_hash, unflatten
-from fedjax_rl.build import initial_states, make_group, round_of
 from fedjax_rl.config import build
-from fedjax_rl.progress import Reporter
+from fedjax_rl.host import cores, numerics
 from fedjax_rl.rl.critics import mlp_critic
 from fedjax_rl.rl.policies import gaussian_mlp
+from fedjax_rl.runs import runner
+from fedjax_rl.runs.arrays import state_hash, unflatten
+from fedjax_rl.runs.assemble import initial_states, make_group, round_of
+from fedjax_rl.runs.progress import Reporter
 
 SMALL = {
     "env": "probe/delayed",
@@ -184,7 +185,7 @@ def test_every_setting_at_once_has_the_same_bits(undisturbed, tmp_path):
 
 
 def test_after_a_fork_of_a_process_that_never_used_jax(undisturbed, tmp_path):
-    body = "import fedjax_rl.runner\nif os.fork():\n    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    body = "import fedjax_rl.runs.runner\nif os.fork():\n    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
     assert elsewhere(body + TRAIN, tmp_path) == undisturbed
 
 
@@ -209,7 +210,7 @@ def test_native_physics_asks_for_the_threads_that_the_affinity_allows(monkeypatc
     finally:
         os.sched_setaffinity(0, all_of_them)
     stepper.batch(2, None)
-    assert asked == [1, len(all_of_them)] == [1, host.cores()]
+    assert asked == [1, len(all_of_them)] == [1, cores.cores()]
 
 
 @pytest.mark.parametrize(

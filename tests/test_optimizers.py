@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_rl.optimizers import SERVER_OPTIMIZERS, scale_by_fed_adam
+from fedjax_rl.federation.server_optimizers import SERVER_OPTIMIZERS, scale_by_fed_adam
 
 STEPS = (1, 10, 100, 500)
 

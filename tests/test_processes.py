@@ -4,7 +4,7 @@ import pytest
 
 from faults import processes
 from faults.outcome import REFUSED
-from fedjax_rl import agreement
+from fedjax_rl.host import agreement
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import pytest
 
 from experiments import queue
 from faults import suite
-from fedjax_rl import records, rundir
 from fedjax_rl.config import build
+from fedjax_rl.runs import records, rundir
 
 
 @pytest.fixture

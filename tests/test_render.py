@@ -14,13 +14,17 @@ import mujoco
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, render, render_gif, render_html, rundir, simulate
+from fedjax_rl import cli
 from fedjax_rl.config import build as build_config
 from fedjax_rl.envs import make_env
 from fedjax_rl.envs.dynamics import Dynamics
 from fedjax_rl.envs.mujoco_env import load_asset
+from fedjax_rl.federation import simulate
+from fedjax_rl.reports import film, film_gif
+from fedjax_rl.reports import film_html as render_html
 from fedjax_rl.rl.policies import gaussian_mlp
 from fedjax_rl.rl.rollout import make_rollout
+from fedjax_rl.runs import assemble, checkpoint, rundir
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 TINY = "--preset tiny --hidden 4 --num-clients 4 --clients-per-round 2 --new-clients 0 --order first --adapt-steps 2"
@@ -37,8 +41,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def restored(trained):
-    run = build.make_run(rundir.open_run(trained))
-    return run, checkpoint.restore(trained / "ckpt", build.abstract_state(run), print).state
+    run = assemble.make_run(rundir.open_run(trained))
+    return run, checkpoint.restore(trained / "ckpt", assemble.abstract_state(run), print).state
 
 
 def page(path):
@@ -82,7 +86,7 @@ def test_a_page_shows_mujocos_poses(robot, tmp_path):
     qpos = np.float32(model.qpos0 + rng.uniform(-0.4, 0.4, (7, model.nq)))
     if robot == "ant":
         qpos[:, 3:7] /= np.linalg.norm(qpos[:, 3:7], axis=1, keepdims=True)
-    panel = render.Panel("client <3>", "before", qpos)
+    panel = film.Panel("client <3>", "before", qpos)
     (tmp_path / "a.html").write_bytes(render_html.make_writer(load_asset(f"{robot}.xml"))([[panel, panel]]))
     headings, systems = page(tmp_path / "a.html")
     assert headings == ["client <3>", "before", "before"] and len(systems) == 2
@@ -98,7 +102,7 @@ def test_the_command_films_the_clients(trained, restored, tmp_path, capsys):
     headings, systems = page(path)
     assert out == [f"{h[0]}: {h[1]}; {h[2]}" for h in (headings[:3], headings[3:])] + [str(path)]
     assert out[0].startswith("client 1, backwards: before: return ") and out[1].startswith("client 2, forwards")
-    rows = render.panels(*restored, (1, 2), 2)
+    rows = film.panels(*restored, (1, 2), 2)
     for panel, system in zip(rows[0] + rows[1], systems, strict=True):
         check_system("half_cheetah", system, panel.qpos)
     content = path.read_bytes()
@@ -109,11 +113,11 @@ def test_the_command_films_the_clients(trained, restored, tmp_path, capsys):
 def test_only_the_adaptation_differs(restored):
     """One initial state; before adaptation one film for all (their tasks are opposite: the control cost is shared)."""
     run, state = restored
-    rows = render.panels(run, state, (0, 1), 1)
+    rows = film.panels(run, state, (0, 1), 1)
     films = [panel.qpos for row in rows for panel in row]
     assert films[0].shape == (STEPS, 9)
-    for film in films[1:]:
-        np.testing.assert_array_equal(film[0], films[0][0])
+    for one in films[1:]:
+        np.testing.assert_array_equal(one[0], films[0][0])
     np.testing.assert_array_equal(rows[0][0].qpos, rows[1][0].qpos)
     assert np.abs(films[1] - films[0]).max() > 1e-3 and np.abs(films[3] - films[1]).max() > 1e-3
     forwards, backwards = (float(row[0].model.split()[-1]) for row in rows)
@@ -133,9 +137,9 @@ def test_adaptation_is_the_evaluations_own(restored):
         slope = jax.jit(jax.grad(run.problem.loss))(params, batch)
         params = jax.tree.map(lambda p, g: p - run.config.inner_lr * g, params, slope)
     policy = gaussian_mlp(run.env.spec, hidden=run.config.hidden, activation=run.config.activation)
-    film = jax.jit(render.make_film(run.env, policy))
-    expected, returned = film(params, task, simulate.stream(state.key, simulate.FILM, state.round))
-    panel = render.panels(run, state, (3,), 2)[0][1]
+    shoot = jax.jit(film.make_film(run.env, policy))
+    expected, returned = shoot(params, task, simulate.stream(state.key, simulate.FILM, state.round))
+    panel = film.panels(run, state, (3,), 2)[0][1]
     np.testing.assert_allclose(panel.qpos[:20], expected[:20], atol=1e-3)
     assert panel.model.startswith("after 2 steps: return ") and np.isfinite(returned)
 
@@ -147,7 +151,7 @@ def test_a_film_is_the_rollout_and_stays_where_it_ended():
     params, keys = policy.init(jax.random.key(1)), jax.random.split(jax.random.key(2), 32)
     params["log_std"] = params["log_std"] + 3.0
     many = lambda one: jax.jit(jax.vmap(one, (None, None, 0)))(params, jnp.float32(1.0), keys)
-    qpos, returned = many(render.make_film(env, policy))
+    qpos, returned = many(film.make_film(env, policy))
     plain = many(make_rollout(env, policy, 1))
     np.testing.assert_allclose(returned, plain.reward.sum(axis=(1, 2)), rtol=1e-6)
     np.testing.assert_array_equal(qpos[:, :, 0], plain.obs[:, 0, :, -3])
@@ -161,9 +165,9 @@ def test_a_film_is_the_rollout_and_stays_where_it_ended():
 
 def test_tasks_in_words():
     robot = Dynamics(jnp.array([0.5, 2.0, 2.0]), jnp.float32(1.25), jnp.array([1.5, 1.5]))
-    assert render.describe("half_cheetah/direction", jnp.float32(-1)) == "backwards"
-    assert render.describe("ant/velocity", jnp.float32(1.237)) == "1.24 m/s"
-    assert render.describe("ant/dynamics", robot) == "mass x1.26, friction x1.25, gear x1.50"
+    assert film.describe("half_cheetah/direction", jnp.float32(-1)) == "backwards"
+    assert film.describe("ant/velocity", jnp.float32(1.237)) == "1.24 m/s"
+    assert film.describe("ant/dynamics", robot) == "mass x1.26, friction x1.25, gear x1.50"
 
 
 @pytest.mark.parametrize(
@@ -223,13 +227,14 @@ def test_a_gif_plays_in_real_time_and_follows_the_torso(tmp_path):
     """Frames of 50 ms; a robot far away is seen where it is seen at the start, and the floor moves below it."""
     pil = pytest.importorskip("PIL.Image")
     code = (
-        "import sys, numpy as np; from fedjax_rl import render, render_gif; from fedjax_rl.config import ConfigError\n"
+        "import sys, numpy as np; from fedjax_rl.config import ConfigError\n"
+        "from fedjax_rl.reports import film, film_gif\n"
         "from fedjax_rl.envs.mujoco_env import load_asset\n"
-        "try: render_gif.prepare()\n"
+        "try: film_gif.prepare()\n"
         "except ConfigError as error: print(error); sys.exit(5)\n"
         "qpos = np.zeros((4, 9), np.float32); qpos[1:, 0] = 1.0, 60.0, 60.5\n"
-        "panel = render.Panel('client 17, forwards', 'before: return 1.0', qpos)\n"
-        "write = render_gif.make_writer(load_asset('half_cheetah.xml'))\n"
+        "panel = film.Panel('client 17, forwards', 'before: return 1.0', qpos)\n"
+        "write = film_gif.make_writer(load_asset('half_cheetah.xml'))\n"
         "open(sys.argv[1], 'wb').write(write([[panel, panel._replace(qpos=qpos[::-1])]]))\n"
     )
     path = tmp_path / "a.gif"
@@ -237,19 +242,19 @@ def test_a_gif_plays_in_real_time_and_follows_the_torso(tmp_path):
     if done.returncode == 5:
         pytest.skip(done.stdout)
     assert done.returncode == 0, done.stderr
-    with pil.open(path) as film:
-        assert (film.n_frames, film.size) == (4, (2 * render_gif.WIDTH, render_gif.HEIGHT))
+    with pil.open(path) as gif:
+        assert (gif.n_frames, gif.size) == (4, (2 * film_gif.WIDTH, film_gif.HEIGHT))
         frames = []
         for t in range(4):
-            film.seek(t)
-            assert film.info["duration"] == 50
-            frames.append(np.asarray(film.convert("RGB"), np.int16))
+            gif.seek(t)
+            assert gif.info["duration"] == 50
+            frames.append(np.asarray(gif.convert("RGB"), np.int16))
     # orange is the robot: more red than blue by far
     robots = [[half[..., 0] - half[..., 2] > 60 for half in np.split(frame, 2, axis=1)] for frame in frames]
     assert robots[0][0].sum() > 300
     for frame in robots:
         for half in frame:
             assert (half != robots[0][0]).sum() < 0.15 * robots[0][0].sum()
-    half_tile = np.abs(frames[3][-20:, : render_gif.WIDTH] - frames[2][-20:, : render_gif.WIDTH])
+    half_tile = np.abs(frames[3][-20:, : film_gif.WIDTH] - frames[2][-20:, : film_gif.WIDTH])
     assert (half_tile.max(axis=2) > 20).mean() > 0.5  # the floor has moved by a tile, dark for light
     assert (frames[0][2:40, 2:120].max(axis=2) < 60).sum() > 100  # the label is written

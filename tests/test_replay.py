@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rl import records, replay, rundir
-from fedjax_rl.build import initial_state, make_run
 from fedjax_rl.cli import main
 from fedjax_rl.config import build
-from fedjax_rl.presets import preset
+from fedjax_rl.config.presets import preset
+from fedjax_rl.runs import nan_dump, records, rundir
+from fedjax_rl.runs.assemble import initial_state, make_run
 
 SMALL = {"env": "probe/delayed", "hidden": (4,), "episodes": 1, "new_clients": 0, "adapt_steps": 0, "nan_dump": 1}
 
@@ -19,9 +19,9 @@ def test_a_replay_is_the_clients_part_of_the_round(tmp_path):
     state = initial_state(run)
     ids, shared, *rows = run.simulation.cohort(state)
     work = jax.jit(run.simulation.work)(shared, *jax.tree.map(lambda x: x[2], rows))
-    path = replay.dump(run, config, state, int(ids[2]), tmp_path)
-    assert replay.dump(run, config, state, int(ids[3]), tmp_path) is None  # one was asked for
-    said = replay.replay(path).splitlines()
+    path = nan_dump.dump(run, config, state, int(ids[2]), tmp_path)
+    assert nan_dump.dump(run, config, state, int(ids[3]), tmp_path) is None  # one was asked for
+    said = nan_dump.replay(path).splitlines()
     assert said[0] == f"client {ids[2]} in round 1: ditto on probe/delayed"
     assert "no operation gives a NaN" in said
     largest = max(np.abs(x).max() for x in jax.tree.leaves(work[0].message))
@@ -40,7 +40,7 @@ def test_the_line_that_gave_the_first_nan_is_named(tmp_path, capsys):
     wild = {**state.server.shared, "log_std": state.server.shared["log_std"] + 1e4}
     state = state._replace(server=state.server._replace(shared=wild), round=state.round + 6)
     client = int(run.simulation.cohort(state)[0][0])
-    path = replay.dump(run, config, state, client, tmp_path)
+    path = nan_dump.dump(run, config, state, client, tmp_path)
     assert main(["replay", str(path)]) == 0
     said = capsys.readouterr().out
     assert f"client {client} in round 7: fedavg on probe/delayed" in said
@@ -55,7 +55,7 @@ def test_a_run_writes_down_who_was_not_finite(tmp_path, capsys, shared_programs)
     )
     line += " --server sgd --server-lr 1000 --local-lr 100 --max-change-norm 0 --nan-dump 1 --quiet"
     assert main([*line.split(), "--out", str(out)]) in (0, 3)
-    [path] = (out / replay.DUMPS).iterdir()
+    [path] = (out / nan_dump.DUMPS).iterdir()
     assert f"fedjax-rl replay {path}" in capsys.readouterr().err
     number, client = path.stem.removeprefix("round").split("-client")
     record = records.sound(out / rundir.METRICS)[int(number) - 1]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedjax_rl import cli, groups, plot, report, rundir
+from fedjax_rl import cli
 from fedjax_rl.config import build
+from fedjax_rl.reports import finished, plot, tables
+from fedjax_rl.runs import rundir
 
 STEPS_PER_ROUND = 1280
 
@@ -45,7 +47,7 @@ def call(capsys, *argv):
 
 
 def labels(*paths):
-    return [group.label for group in groups.gather(paths, print)]
+    return [group.label for group in finished.gather(paths, print)]
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def two(tmp_path):
 
 def test_seeds_are_one_group_in_their_order(two):
     (two / "a/seed0").rename(two / "a/zero")
-    fmrl, fedavg = groups.gather([two], print)
+    fmrl, fedavg = finished.gather([two], print)
     assert (fmrl.label, fedavg.label) == ("fmrl", "fedavg")
     assert [run.config.seed for run in fmrl.runs] == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(fmrl.scores("eval"), [noise(seed, shift=1.0) for seed in range(5)])
@@ -69,7 +71,7 @@ def test_seeds_are_one_group_in_their_order(two):
 def test_groups_come_as_their_first_runs_are_named(two):
     assert labels(two) == ["fmrl", "fedavg"]
     assert labels(two / "b/deep/seed1", two) == ["fedavg", "fmrl"]
-    assert len(groups.gather([two / "b", two / "b/deep", two], print)[0].runs) == 3  # a run named twice counts once
+    assert len(finished.gather([two / "b", two / "b/deep", two], print)[0].runs) == 3  # a run named twice counts once
 
 
 def test_labels_say_what_differs_and_nothing_else(tmp_path):
@@ -88,7 +90,7 @@ def test_execution_does_not_separate_groups(tmp_path):
     make_run(tmp_path / "0", noise(0), noise(1, 5), seed=0)
     other = {"client_batch": 3, "save_every": 4, "eval_every": 1, "eval_clients": 2, "new_clients": 4}
     make_run(tmp_path / "1", noise(2), noise(3, 4), seed=1, **other)
-    (group,) = groups.gather([tmp_path], print)
+    (group,) = finished.gather([tmp_path], print)
     assert len(group.runs) == 2
     np.testing.assert_array_equal(group.scores("eval_new"), [noise(1, 5)[:4], noise(3, 4)])
 
@@ -107,7 +109,7 @@ def test_a_prolonged_run_counts_as_far_as_its_last_evaluation(tmp_path):
     make_run(tmp_path / "1", noise(0), seed=1)
     rundir.write_config(tmp_path / "1", build("fmrl", {"env": "probe/delayed", "rounds": 9, "seed": 1}))
     rundir.append(tmp_path / "1" / rundir.METRICS, {"round": 4, "sys/round_s": 1.0, "sys/env_steps_per_s": 2.0})
-    (group,) = groups.gather([tmp_path], print)
+    (group,) = finished.gather([tmp_path], print)
     assert [run.config.rounds for run in group.runs] == [3, 3]
     assert [len(run.rounds) for run in group.runs] == [3, 3]
 
@@ -228,7 +230,7 @@ def test_latex_is_booktabs_and_escaped(tmp_path, capsys):
     assert r"worst 10 \%" in body[2]
     assert body[4].startswith(r"fmrl server\_lr=0.001 & 1 & 4 & 3,840 & $-$1.0 & 10.0 &")
     assert {line.count(" & ") for line in (body[2], *body[4:6])} == {8}
-    assert report._latex("a_b ± -1 50% \\ {x} #&$~^ a-b") == (
+    assert tables._latex("a_b ± -1 50% \\ {x} #&$~^ a-b") == (
         r"a\_b $\pm$ $-$1 50\% \textbackslash{} \{x\} \#\&\$\textasciitilde{}\textasciicircum{} a-b"
     )
 
@@ -264,7 +266,7 @@ def test_mistakes_exit_2_with_a_line_that_says_what_to_do(tmp_path, capsys):
         assert message in err.splitlines()[-1]
     (tmp_path / "a/1/config.toml").write_text("schema = 1\nalgorithm = 'fmrl'\nsever = 'adam'\n")
     lines = []
-    assert [len(group.runs) for group in groups.gather([tmp_path / "a"], lines.append)] == [1]
+    assert [len(group.runs) for group in finished.gather([tmp_path / "a"], lines.append)] == [1]
     assert "a/1/config.toml: unknown key 'sever'" in lines[0] and "did you mean server" in lines[0]
 
 

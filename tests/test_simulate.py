@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import aggregators, clients, simulate
-from fedjax_rl.placement import map_clients
+from fedjax_rl.federation import aggregators, selection, simulate
+from fedjax_rl.federation.placement import map_clients
 
 
-@pytest.mark.parametrize("name", clients.SELECTIONS)
+@pytest.mark.parametrize("name", selection.SELECTIONS)
 def test_selection_is_sorted_unique_and_uniform(name):
     """Each of N clients is selected with probability M / N: 4000 draws, six standard deviations."""
     n, m, draws = 12, 4, 4000
-    ids = jax.jit(jax.vmap(lambda k: clients.SELECTIONS[name](k, n, m)))(jax.random.split(jax.random.key(0), draws))
+    ids = jax.jit(jax.vmap(lambda k: selection.SELECTIONS[name](k, n, m)))(jax.random.split(jax.random.key(0), draws))
     assert (np.diff(ids, axis=1) > 0).all()
     shares = np.bincount(np.asarray(ids).ravel(), minlength=n) / draws
     np.testing.assert_allclose(shares, m / n, atol=6 * np.sqrt(m / n * (1 - m / n) / draws))
@@ -21,7 +21,7 @@ def test_selection_is_sorted_unique_and_uniform(name):
 
 def test_a_stratified_cohort_is_balanced_and_within_range():
     """Ten clients in four strata: sizes 3, 3, 2, 2; every draw holds one id of each residue, and each id can come."""
-    ids = np.asarray(jax.vmap(lambda k: clients.stratified(k, 10, 4))(jax.random.split(jax.random.key(1), 500)))
+    ids = np.asarray(jax.vmap(lambda k: selection.stratified(k, 10, 4))(jax.random.split(jax.random.key(1), 500)))
     np.testing.assert_array_equal(np.sort(ids % 4, axis=1), np.broadcast_to(np.arange(4), ids.shape))
     np.testing.assert_array_equal(np.unique(ids), np.arange(10))
 

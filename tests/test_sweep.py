@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import build, checkpoint, cli, commands, config, records, rundir, runner, sweep
-from fedjax_rl import train as training
-from fedjax_rl.arrays import state_hash
-from fedjax_rl.config import FmrlConfig
-from fedjax_rl.progress import Reporter
+from fedjax_rl import cli, config
+from fedjax_rl.cli import commands
+from fedjax_rl.config.options import FmrlConfig
+from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, sweep
+from fedjax_rl.runs.arrays import state_hash
+from fedjax_rl.runs.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = FmrlConfig(
@@ -40,8 +41,8 @@ def members(out, grid, seeds=(0, 1), base=SMALL):
 def hashes(paths):
     found = {}
     for path in paths:
-        run = build.make_run(rundir.open_run(path))
-        found[path.name] = state_hash(checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state)
+        run = assemble.make_run(rundir.open_run(path))
+        found[path.name] = state_hash(checkpoint.restore(path / "ckpt", assemble.abstract_state(run), print).state)
     return found
 
 
@@ -56,19 +57,17 @@ def test_members_draw_what_solo_runs_draw_and_take_the_same_round(algorithm, tmp
     base = replace(base, local_lr=0.1, server="sgd", server_lr=1.0)
     grid = {"inner_lr": [0.1, 0.4], "max_change_norm": [0.0, 0.003], "discount": [0.9, 0.5]}
     configs = [*members(tmp_path, grid, (0, 3), base).values()]
-    group = build.make_group(configs)
-    states = jax.jit(lambda: build.initial_states(group))()
-    after, alive, measured = jax.jit(lambda *x: build.round_of(group, *x))(states, jnp.ones(16, bool), group.values)
+    group = assemble.make_group(configs)
+    states = jax.jit(lambda: assemble.initial_states(group))()
+    after, alive, measured = jax.jit(lambda *x: assemble.round_of(group, *x))(states, jnp.ones(16, bool), group.values)
     assert alive.all()
     for i in (0, 15):
-        run = build.make_run(configs[i])
-        state = build.initial_state(run)
-        one, two = training.member(states, i), state
+        run = assemble.make_run(configs[i])
+        state = assemble.initial_state(run)
+        one, two = loop.member(states, i), state
         assert state_hash((one.tasks, one.key, one.server)) == state_hash((two.tasks, two.key, two.server))
         solo, metrics = jax.jit(run.simulation.round)(state)
-        for a, b in zip(
-            *(jax.tree.leaves((s.server, s.clients)) for s in (training.member(after, i), solo)), strict=True
-        ):
+        for a, b in zip(*(jax.tree.leaves((s.server, s.clients)) for s in (loop.member(after, i), solo)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(measured["train/return/adapt_0"][i], metrics["train/return/adapt_0"], rtol=1e-5)
 
@@ -134,7 +133,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(crash, whole, tmp_path, m
                 os.kill(os.getpid(), crash)
 
     monkeypatch.setattr(checkpoint, "save", interrupting)
-    with pytest.raises(MemoryError if crash is MemoryError else training.Interrupted):
+    with pytest.raises(MemoryError if crash is MemoryError else loop.Interrupted):
         runner.run_members(some, QUIET)
     monkeypatch.undo()
     steps = [checkpoint.steps(path / "ckpt")[0] for path in some]
@@ -149,7 +148,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(crash, whole, tmp_path, m
 def test_members_that_do_not_fit_are_split(whole, tmp_path, monkeypatch, capsys):
     """Memory for three of four members: two programs of two, and the numbers of the whole."""
     needs = {
-        n: runner.memory_needed(training.compile_round(build.make_group([*whole.values()][:n])).step) for n in (2, 4)
+        n: runner.memory_needed(loop.compile_round(assemble.make_group([*whole.values()][:n])).step) for n in (2, 4)
     }
     assert needs[2] < needs[4]
     monkeypatch.setattr(runner, "memory_available", lambda: (needs[2] + needs[4]) / 2 / runner.MEMORY_SHARE)
@@ -164,7 +163,7 @@ def test_members_that_do_not_fit_are_split(whole, tmp_path, monkeypatch, capsys)
 @pytest.fixture
 def breaking(monkeypatch):
     """From round 3 on, the server of a member with server_lr above a limit is not finite; returns the setter."""
-    make_run, limit = build.make_run, [0.0]
+    make_run, limit = assemble.make_run, [0.0]
 
     def broken(c, values=None, env=None):
         run = make_run(c, values, env)
@@ -178,7 +177,7 @@ def breaking(monkeypatch):
 
         return run._replace(simulation=run.simulation._replace(round=round))
 
-    monkeypatch.setattr(build, "make_run", broken)
+    monkeypatch.setattr(assemble, "make_run", broken)
     return lambda value: limit.__setitem__(0, value)
 
 
@@ -209,9 +208,9 @@ def test_a_finished_run_of_another_rate_is_not_taken_for_this_one(whole):
 
 def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
     some = members(tmp_path, {"server_lr": [0.01, 0.1]}, (0,))
-    with pytest.raises(training.Diverged, match="all 2 runs"):
+    with pytest.raises(loop.Diverged, match="all 2 runs"):
         commands.sweep(some, tmp_path, 0, as_json=False, quiet=True)
-    assert training.Diverged.code == 3 and capsys.readouterr().out == ""
+    assert loop.Diverged.code == 3 and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("text", ['{"halvings": 0, "memb', "[]", '{"members": {}}'])

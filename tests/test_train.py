@@ -11,23 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import (
-    build,
-    checkpoint,
-    cli,
-    commands,
-    evaluate,
-    exits,
-    mending,
-    output,
-    records,
-    rundir,
-    scoring,
-    signals,
-    simulate,
-)
-from fedjax_rl.arrays import state_hash
-from fedjax_rl.config import CONFIGS, Config, FmrlConfig, ScaffoldConfig
+from fedjax_rl import cli
+from fedjax_rl.cli import commands
+from fedjax_rl.config import CONFIGS, Config
+from fedjax_rl.config.options import FmrlConfig, ScaffoldConfig
+from fedjax_rl.federation import evaluate, simulate
+from fedjax_rl.host import exits, output, signals
+from fedjax_rl.runs import assemble, checkpoint, mending, records, rundir, scoring
+from fedjax_rl.runs.arrays import state_hash
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = FmrlConfig(
@@ -48,7 +39,7 @@ SMALL = FmrlConfig(
 
 @pytest.fixture(scope="module")
 def run():
-    return build.make_run(SMALL)
+    return assemble.make_run(SMALL)
 
 
 def go(config, directory):
@@ -70,8 +61,8 @@ def code_of(command, *args, **options):
 
 
 def final_hash(directory):
-    run = build.make_run(rundir.open_run(directory))
-    restored = checkpoint.restore(directory / "ckpt", build.abstract_state(run), print)
+    run = assemble.make_run(rundir.open_run(directory))
+    restored = checkpoint.restore(directory / "ckpt", assemble.abstract_state(run), print)
     return restored.step, state_hash(restored.state)
 
 
@@ -100,7 +91,7 @@ def test_scaffolds_variates_survive_a_restore(tmp_path):
     config = ScaffoldConfig(**{f.name: getattr(SMALL, f.name) for f in fields(Config)} | {"rounds": 4, "eval_every": 0})
     assert go(config, tmp_path / "whole") == 0
     assert go(replace(config, rounds=2), tmp_path / "run") == 0
-    like = build.abstract_state(build.make_run(config))
+    like = assemble.abstract_state(assemble.make_run(config))
     state = checkpoint.restore(tmp_path / "run/ckpt", like, print).state
     for tree in (state.clients, state.server.shared["variate"]):
         assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree)) > 0
@@ -176,7 +167,7 @@ def test_killed_before_its_first_checkpoint_it_starts_again(whole, tmp_path):
 
 
 def test_divergence_is_exit_3_and_names_the_round(tmp_path, monkeypatch, capsys):
-    make_run = build.make_run
+    make_run = assemble.make_run
 
     def breaking(*args):
         run = make_run(*args)
@@ -188,7 +179,7 @@ def test_divergence_is_exit_3_and_names_the_round(tmp_path, monkeypatch, capsys)
 
         return run._replace(simulation=run.simulation._replace(round=round))
 
-    monkeypatch.setattr(build, "make_run", breaking)
+    monkeypatch.setattr(assemble, "make_run", breaking)
     assert go(SMALL, tmp_path / "run") == 3
     error = capsys.readouterr().err
     assert "diverged in round 4" in error
@@ -234,7 +225,7 @@ def test_the_best_step_is_the_highest_return_after_one_step_over_the_same_client
 
 
 def test_a_clients_score_does_not_depend_on_how_many_are_evaluated_or_at_once(run, monkeypatch):
-    state = build.initial_state(run)
+    state = assemble.initial_state(run)
     evaluation = scoring.make_evaluation(run, (0.1,), 1)
     all_of_them = np.array(scoring.old_clients(evaluation, state, 6))
     np.testing.assert_allclose(scoring.old_clients(evaluation, state, 2), all_of_them[:2], rtol=1e-5)
@@ -243,7 +234,7 @@ def test_a_clients_score_does_not_depend_on_how_many_are_evaluated_or_at_once(ru
 
 
 def test_rates_are_taken_in_order(run):
-    state = build.initial_state(run)
+    state = assemble.initial_state(run)
     score = lambda rates: np.array(scoring.old_clients(scoring.make_evaluation(run, rates, 3), state, 6))
     still, two_rates = score((0.0,)), score((0.0, 0.5))
     assert np.all(still[:, 1:] != still[:, :-1])  # fresh episodes in every column
@@ -254,8 +245,8 @@ def test_rates_are_taken_in_order(run):
 @pytest.mark.parametrize("algorithm", CONFIGS)
 def test_every_algorithm_runs_a_round_and_counts_its_samples(algorithm):
     shared = {item.name: getattr(SMALL, item.name) for item in fields(Config)}
-    run = build.make_run(CONFIGS[algorithm](**shared))
-    state, measured = simulate.run_rounds(run.simulation, build.initial_state(run), 1)
+    run = assemble.make_run(CONFIGS[algorithm](**shared))
+    state, measured = simulate.run_rounds(run.simulation, assemble.initial_state(run), 1)
     assert int(state.round) == 1
     assert np.isfinite(measured["train/return/adapt_0"]).all()
     assert run.env_steps_per_round == 2 * run.config.batches * 3 * 4  # the contract counts the batches
@@ -309,17 +300,17 @@ def test_tasks_of_several_arrays_train_resume_evaluate_and_sweep(tmp_path, capsy
     returns = json.loads(capsys.readouterr().out)["returns"]
     assert returns == records.sound(tmp_path / "whole" / "eval.jsonl")[-1]["eval/returns"]
     assert cli.main(["sweep", *argv, "--seeds", "0:2", "--rounds", "1", "--out", swept]) == 0
-    run = build.make_run(rundir.open_run(tmp_path / "whole"))
+    run = assemble.make_run(rundir.open_run(tmp_path / "whole"))
     paths = [tmp_path / "parts", *rundir.read_sweep(tmp_path / "swept")[0]]
-    states = [checkpoint.restore(path / "ckpt", build.abstract_state(run), print).state for path in paths]
+    states = [checkpoint.restore(path / "ckpt", assemble.abstract_state(run), print).state for path in paths]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), states[0].tasks, states[1].tasks)
     assert (np.asarray(states[1].tasks.mass) != np.asarray(states[2].tasks.mass)).all()
 
 
 def test_films_of_pfedme_start_from_the_global_model_as_its_evaluations_do():
     values = {f.name: getattr(SMALL, f.name) for f in fields(Config)} | {"clients_per_round": 6}
-    run = build.make_run(CONFIGS["pfedme"](**values))
-    state, _ = jax.jit(run.simulation.round)(build.initial_state(run))
+    run = assemble.make_run(CONFIGS["pfedme"](**values))
+    state, _ = jax.jit(run.simulation.round)(assemble.initial_state(run))
     before, after = scoring.adapted(run, state, jnp.array([1, 4]), 1)
     shared = state.server.shared
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.stack([y, y])), before, shared)

@@ -17,21 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_rl import (
-    cli,
-    config,
-    digest,
-    exits,
-    files,
-    groups,
-    metrics,
-    output,
-    records,
-    rundir,
-    runner,
-    signals,
-    train,
-)
+from fedjax_rl import cli, config, statistics
+from fedjax_rl.host import exits, files, output, signals
+from fedjax_rl.reports import finished
+from fedjax_rl.runs import digest, loop, records, rundir, runner
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()
@@ -479,13 +468,13 @@ def test_the_signals_of_people_and_batch_systems_end_a_run_that_is_saved(whole, 
 
 
 def test_a_signal_before_the_first_round_is_heeded(tmp_path, monkeypatch, capsys):
-    compile_round = train.compile_round
+    compile_round = loop.compile_round
 
     def interrupted(group):
         os.kill(os.getpid(), signal.SIGTERM)
         return compile_round(group)
 
-    monkeypatch.setattr(train, "compile_round", interrupted)
+    monkeypatch.setattr(loop, "compile_round", interrupted)
     code, _, err = call(capsys, "train", *SMALL, "--out", tmp_path / "run")
     assert code == 143 and "continue with" in err
     assert digest.steps(tmp_path / "run/ckpt") == [0]
@@ -495,7 +484,7 @@ def test_a_signal_before_the_first_round_is_heeded(tmp_path, monkeypatch, capsys
 
 def test_a_signal_is_heeded_within_the_last_evaluation(tmp_path, monkeypatch, capsys):
     """Before its next step, not after its last."""
-    from fedjax_rl import scoring
+    from fedjax_rl.runs import scoring
 
     seen = []
     make = scoring.make_evaluate
@@ -573,7 +562,7 @@ def test_a_training_in_a_thread_trains(whole, tmp_path):
 
 def test_a_step_that_does_not_read_back_does_not_count(tmp_path, monkeypatch, capsys):
     """The storage library writes something else than what it was given, from round 2 on."""
-    from fedjax_rl import checkpoint
+    from fedjax_rl.runs import checkpoint
 
     manager = checkpoint._manager
 
@@ -697,7 +686,7 @@ def test_the_last_evaluation_has_a_bound(tmp_path, capsys):
 
 def test_the_quantile_of_a_million_clients_is_no_loop():
     """The old one added up a million terms a hundred times; a test of it would not have ended in a minute."""
-    assert metrics.t_quantile(0.975, 10**9) == pytest.approx(1.959963985, rel=1e-6)
+    assert statistics.t_quantile(0.975, 10**9) == pytest.approx(1.959963985, rel=1e-6)
 
 
 # Line 24: hostile files
@@ -724,4 +713,4 @@ def test_exit_codes_are_those_of_the_table_in_the_docs():
 def test_a_group_of_damaged_runs_has_no_report(run):
     (run / "config.toml").write_text("")
     with pytest.raises(config.ConfigError, match="no run has a final evaluation to report"):
-        groups.gather([run], print)
+        finished.gather([run], print)

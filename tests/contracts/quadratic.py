@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rl import aggregators, simulate
 from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.federation import aggregators, simulate
 from fedjax_rl.types import Problem, Stats
 
 INNER_LR, LOCAL_LR, STEPS = 0.2, 0.05, 3

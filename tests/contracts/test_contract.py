@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
-from fedjax_rl import evaluate, simulate, trees
+from fedjax_rl import trees
 from fedjax_rl.algorithms import ALGORITHMS
 from fedjax_rl.config import CONFIGS
+from fedjax_rl.federation import evaluate, simulate
 from fedjax_rl.types import Aggregate
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, STEPS, federation, make
-from fedjax_rl import clients, simulate, trees
+from fedjax_rl import trees
+from fedjax_rl.federation import selection, simulate
 from fedjax_rl.types import Stats
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -111,7 +112,7 @@ def test_an_uplinks_memory_is_each_clients_own_and_lasts():
     memory = np.zeros((3, 3))
     for _ in range(4):
         key = simulate.stream(state.key, simulate.SELECT, state.round)
-        for i in np.asarray(clients.uniform(key, 3, 2)):
+        for i in np.asarray(selection.uniform(key, 3, 2)):
             memory[i] = 0.9 * memory[i] + np.asarray(changes[i])
         state, _ = simulation.round(state)
         np.testing.assert_allclose(jax.tree.leaves(state.uplink)[0], memory, rtol=1e-12)

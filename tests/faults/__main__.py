@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from faults import damage, ends, paths, processes, streams, suite  # noqa: E402
 from faults.outcome import REFUSED, SURVIVED, Case, tally  # noqa: E402
-from fedjax_rl.presets import PRESETS  # noqa: E402
+from fedjax_rl.config.presets import PRESETS  # noqa: E402
 
 PAGE = HERE.parents[1] / "docs" / "reliability.md"
 HEAD = ("fault", "tried", "survived", "refused", "data lost", "tracebacks", "silent", "minutes")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from fedjax_rl import exits
+from fedjax_rl.host import exits
 
 SURVIVED, REFUSED, LOST, TRACEBACK, SILENT = "survived", "refused", "data lost", "traceback", "silent"
 ENDS = (SURVIVED, REFUSED, LOST, TRACEBACK, SILENT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from faults import suite
 from faults.outcome import LOST, REFUSED, SILENT, Answer, Case, judge
-from fedjax_rl import rundir
+from fedjax_rl.runs import rundir
 
 TINY = ("fedavg", "--preset", "tiny", "--env", "probe/delayed", "--hidden", "4", "--num-clients", "4")
 SMALL = (*TINY, "--clients-per-round", "2", "--episodes", "1", "--local-steps", "1", "--new-clients", "0")

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 
 from faults.outcome import LOST, REFUSED, SILENT, SURVIVED, TRACEBACK, Answer, Case, is_traceback
-from fedjax_rl import build, checkpoint, rundir
-from fedjax_rl.arrays import state_hash
-from fedjax_rl.records import sound
+from fedjax_rl.runs import assemble, checkpoint, rundir
+from fedjax_rl.runs.arrays import state_hash
+from fedjax_rl.runs.records import sound
 
 ENV = os.environ.get("FAULTS_ENV", "navigation")  # of the runs that are killed, starved and configured impossibly
 SMALL = ("--preset", "tiny", "--env", ENV, "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
@@ -58,7 +58,7 @@ def new_run(out: Path, rounds: int, *more: str) -> tuple[str, ...]:
 def last_hash(run: Path) -> str:
     """The hash of the newest state, verified."""
     config = rundir.open_run(run)
-    like = build.abstract_state(build.make_run(config))
+    like = assemble.abstract_state(assemble.make_run(config))
     restored = checkpoint.restore(run / rundir.CHECKPOINTS, like, print)
     assert restored.step == config.rounds, f"{run} ended at {restored.step}"
     return state_hash(restored.state)
@@ -104,7 +104,7 @@ def kills(home: Path, count: int) -> Iterator[Case]:
 def corruptions(home: Path, places: int) -> Iterator[Case]:
     """Every file of the newest step deleted, emptied, cut in half, and one bit flipped at so many places."""
     whole, draw = undisturbed(home, 5), random.Random(1)
-    like = build.abstract_state(build.make_run(rundir.open_run(whole)))
+    like = assemble.abstract_state(assemble.make_run(rundir.open_run(whole)))
     before = state_hash(checkpoint.restore(whole / rundir.CHECKPOINTS, like, print, 4).state)
     names = [p.relative_to(whole) for p in (whole / rundir.CHECKPOINTS / "5").rglob("*") if p.is_file()]
     for name in sorted([*names, Path(rundir.CHECKPOINTS, "5.digest.json")]):

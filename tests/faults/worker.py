@@ -117,10 +117,10 @@ def remember(module: Any, name: str) -> None:
 
 def show_state(run: Path) -> int:
     """Print the newest good step and the hash of its state."""
-    from fedjax_rl import build, checkpoint, rundir
-    from fedjax_rl.arrays import state_hash
+    from fedjax_rl.runs import assemble, checkpoint, rundir
+    from fedjax_rl.runs.arrays import state_hash
 
-    like = build.abstract_state(build.make_run(rundir.open_run(run)))
+    like = assemble.abstract_state(assemble.make_run(rundir.open_run(run)))
     restored = checkpoint.restore(run / rundir.CHECKPOINTS, like, print)
     print(restored.step, state_hash(restored.state))
     return 0
@@ -136,10 +136,12 @@ def main() -> None:
             os.dup2(file.fileno(), number)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    from fedjax_rl import cli, output, scoring, train
+    from fedjax_rl import cli
+    from fedjax_rl.host import output
+    from fedjax_rl.runs import loop, scoring
 
     output.prepare()
-    remember(train, "compile_round")
+    remember(loop, "compile_round")
     remember(scoring, "make_evaluations")
     for line in asked:
         argv, cwd = json.loads(line)

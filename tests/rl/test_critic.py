@@ -7,12 +7,13 @@ import optax
 import pytest
 from scipy import stats
 
-from fedjax_rl import build, config, trees
+from fedjax_rl import config, trees
 from fedjax_rl.envs.probes import constant
 from fedjax_rl.rl.critics import effective_horizon, mlp_critic
 from fedjax_rl.rl.policies import entropy, gaussian_mlp
 from fedjax_rl.rl.problem import make_problem
 from fedjax_rl.rl.surrogates import Batch
+from fedjax_rl.runs import assemble
 from rl.test_rollout import counter
 
 DISCOUNT = 0.9
@@ -121,8 +122,8 @@ def test_a_local_critic_never_leaves_the_client_and_a_federated_one_does(algorit
     """Bytes on the way up differ by the critic's; the selected clients' critics move, each its own way."""
     rounds = {}
     for critic in ("federated", "local"):
-        run = build.make_run(config.build(algorithm, SMALL, {"critic": critic}))
-        state = build.initial_state(run)
+        run = assemble.make_run(config.build(algorithm, SMALL, {"critic": critic}))
+        state = assemble.initial_state(run)
         rounds[critic] = (state, *jax.jit(run.simulation.round)(state))
     before, after, metrics = rounds["local"]
     critics = [trees.where_path(lambda names: "critic" in names, s.clients) for s in (before, after)]

@@ -10,8 +10,11 @@ from jax.sharding import AxisType
 
 from contracts.quadratic import federation, make
 from contracts.test_contract import assert_same
-from fedjax_rl import arrays, build, config, placement, presets
+from fedjax_rl import config
 from fedjax_rl.algorithms import ALGORITHMS
+from fedjax_rl.config import presets
+from fedjax_rl.federation import placement
+from fedjax_rl.runs import arrays, assemble
 
 COLLECTIVE = re.compile(r"= .*? (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 
@@ -24,14 +27,14 @@ def mesh_of(rows, columns):
 
 def group(env, algorithm="fmrl", seeds=(0,), **values):
     layers = (presets.preset("tiny", algorithm, env), {"env": env, "clients_per_round": 3, **values})
-    return build.make_group([config.build(algorithm, *layers, {"seed": s}) for s in seeds])
+    return assemble.make_group([config.build(algorithm, *layers, {"seed": s}) for s in seeds])
 
 
 def one_round(some, mesh):
     """(state before, compiled round) of a group on a mesh, None for one device."""
     on_mesh = some._replace(mesh=mesh)
-    states, alive = build.initial_states(on_mesh), np.ones(len(some.configs), bool)
-    step = placement.jit(lambda *args: build.round_of(some, *args), mesh, by_member=True)
+    states, alive = assemble.initial_states(on_mesh), np.ones(len(some.configs), bool)
+    step = placement.jit(lambda *args: assemble.round_of(some, *args), mesh, by_member=True)
     return states, step.lower(states, alive, some.values).compile(), (alive, some.values)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rl.algorithms._local import local_change, measured, one_model
+from fedjax_rl.algorithms.parts import local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta
-from fedjax_rl.algorithms._local import chunked, local_change, measured, one_model
+from fedjax_rl.algorithms.parts import chunked, local_change, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms._local import chunked, measured, one_model
+from fedjax_rl.algorithms.parts import chunked, measured, one_model
 from fedjax_rl.types import Algorithm, Problem, Upload
 
 

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl import output
 from fedjax_rl.bench.rows import Row
-from fedjax_rl.files import write_new
-from fedjax_rl.numerics import pinned
+from fedjax_rl.host import output
+from fedjax_rl.host.files import write_new
+from fedjax_rl.host.numerics import pinned
 
 WHERE = {
     "physics": "physics",

@@ -16,12 +16,15 @@ from importlib import resources
 import jax
 import numpy as np
 
-from fedjax_rl import build, config, host, presets, simulate, trees
+from fedjax_rl import config, trees
 from fedjax_rl.bench.round import make_sampling, without_advantages
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread, timed
-from fedjax_rl.config import ConfigError
+from fedjax_rl.config import ConfigError, presets
 from fedjax_rl.envs import resolve_backend
-from fedjax_rl.numerics import root_key
+from fedjax_rl.federation import simulate
+from fedjax_rl.host.cores import cores as usable_cores
+from fedjax_rl.host.numerics import root_key
+from fedjax_rl.runs import assemble
 
 HORIZON, EPISODES, LOCAL_STEPS, BATCH_STEPS = 200, 20, 5, 5
 GYM_STEPS = 4000
@@ -39,8 +42,8 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         raise ConfigError(f"--env {env}: bench peers compares half_cheetah/... only")
     cohort = (sizes or (40,))[0]
     values = {"env": env, "backend": backend, "clients_per_round": cohort}
-    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
-    state = build.initial_state(run)
+    run = assemble.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
+    state = assemble.initial_state(run)
     copy = jax.jit(lambda s: jax.tree.map(jax.numpy.copy, s))
     fns = {
         "round": lambda: simulate.run_rounds(run.simulation, copy(state), 1),
@@ -53,7 +56,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     }
     each = {name: np.array(found) for name, found in interleaved(fns, repeats).items()}
     seconds = {name: median(found) for name, found in each.items()}
-    cores, steps = host.cores(), run.env_steps_per_round
+    cores, steps = usable_cores(), run.env_steps_per_round
     per_core = gymnasium_on_every_core(cores) / cores
     speeds = {
         "round": steps / seconds["round"],
@@ -80,7 +83,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     return [row("P9", env=env, backend=resolve_backend(backend), clients=cohort, **figures)]
 
 
-def make_loop(run: build.Run, state: simulate.State, cohort: int):
+def make_loop(run: assemble.Run, state: simulate.State, cohort: int):
     """() -> every client's update, one after the other, by one compiled function."""
     update = jax.jit(lambda shared, task, key: run.algorithm.client_update(shared, (), task, key)[0])
 
@@ -110,7 +113,7 @@ def make_envpool(size: int):
     """() -> some steps of `size` of EnvPool's half-cheetahs under random actions."""
     import envpool
 
-    env = envpool.make("HalfCheetah-v5", env_type="gymnasium", num_envs=size, num_threads=host.cores())
+    env = envpool.make("HalfCheetah-v5", env_type="gymnasium", num_envs=size, num_threads=usable_cores())
     env.reset()
     actions = np.random.default_rng(0).uniform(-1, 1, (BATCH_STEPS, size, 6)).astype(np.float32)
     return lambda: [env.step(action)[0] for action in actions]

@@ -9,7 +9,7 @@ from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import ant, half_cheetah, make_env, resolve_backend
 from fedjax_rl.envs.physics import Model, make_physics
-from fedjax_rl.numerics import root_key
+from fedjax_rl.host.numerics import root_key
 
 MODELS = {"half_cheetah": half_cheetah.half_cheetah_model, "ant": ant.ant_model}
 STEPS = 20  # environment steps of one timed call

@@ -15,16 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_rl import build, config, presets, simulate, trees
-from fedjax_rl.algorithms._local import chunked, local_change
+from fedjax_rl import config, trees
+from fedjax_rl.algorithms.parts import chunked, local_change
 from fedjax_rl.bench.physics import COMPARED, model_of
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
+from fedjax_rl.config import presets
 from fedjax_rl.envs import resolve_backend
 from fedjax_rl.envs.mujoco_env import ACTION_SCALE
 from fedjax_rl.envs.physics import native
-from fedjax_rl.host import cores
+from fedjax_rl.federation import simulate
+from fedjax_rl.host.cores import cores
 from fedjax_rl.meta import adapt, meta_gradient
 from fedjax_rl.rl.surrogates import Batch
+from fedjax_rl.runs import assemble
 from fedjax_rl.types import Upload
 
 
@@ -79,14 +82,14 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     return row("P3", **figures, env_steps_per_s=speed, round_range=spread(seconds["round"]))
 
 
-def make(env: str, backend: str, size: int) -> tuple[build.Run, simulate.State]:
+def make(env: str, backend: str, size: int) -> tuple[assemble.Run, simulate.State]:
     """FMRL at the paper's size with a cohort of `size`, and its first state."""
     values = {"env": env, "backend": backend, "clients_per_round": size, "observation": "maml"}
-    run = build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
-    return run, build.initial_state(run)
+    run = assemble.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
+    return run, assemble.initial_state(run)
 
 
-def make_sampling(run: build.Run, state: simulate.State, keep=lambda batch: batch):
+def make_sampling(run: assemble.Run, state: simulate.State, keep=lambda batch: batch):
     """() -> what `keep` takes of the cohort's two batches of the state's next round, drawn with that round's own keys.
 
     The policies of the second are adapted here, once: adapting is a part of its own. What is not kept is not computed.
@@ -111,7 +114,7 @@ def without_advantages(batch: Batch) -> Batch:
     return batch._replace(advantage=())
 
 
-def make_idle(run: build.Run) -> simulate.Simulation:
+def make_idle(run: assemble.Run) -> simulate.Simulation:
     """The same federation with clients that send zeros at once."""
 
     def nothing(shared, client, task, key):
@@ -124,7 +127,7 @@ def make_idle(run: build.Run) -> simulate.Simulation:
         num_clients=c.num_clients,
         clients_per_round=c.clients_per_round,
         sample_tasks=run.env.sample_tasks,
-        aggregator=build.mean(),
+        aggregator=assemble.mean(),
     )
 
 
@@ -156,7 +159,7 @@ def make_replay(env: str, batches):
     return replay
 
 
-def make_gradients(run: build.Run, shared, batches, chunk: int):
+def make_gradients(run: assemble.Run, shared, batches, chunk: int):
     """(() -> the adaptations, () -> the changes by the local steps), `chunk` clients at a time."""
     c = run.config
     inner_step = chunked(lambda p, b: adapt(run.problem.loss, p, b, c.inner_lr), chunk)

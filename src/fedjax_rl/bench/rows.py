@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_rl import host, rundir
+from fedjax_rl.host.cores import cores
+from fedjax_rl.runs import rundir
 
 Row = dict[str, Any]
 
@@ -55,7 +56,7 @@ def row(benchmark: str, **figures: Any) -> Row:
         "versions": {name: found for name, found in rundir.versions().items() if found},
         "device": device.device_kind,
         "devices": jax.device_count(),
-        "cores": host.cores(),
+        "cores": cores(),
         "git": rundir.git_revision(),
     }
     return {"benchmark": benchmark, **figures, **facts}

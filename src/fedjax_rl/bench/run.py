@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 
-from fedjax_rl import build, config, presets, trees
-from fedjax_rl import train as training
+from fedjax_rl import config, trees
 from fedjax_rl.bench.rows import Row, median, row, spread, timed
+from fedjax_rl.config import presets
 from fedjax_rl.envs import resolve_backend
-from fedjax_rl.runner import memory_needed
+from fedjax_rl.runs import assemble, loop
+from fedjax_rl.runs.runner import memory_needed
 
 FEDERATIONS = ((200, 40), (1_000, 40), (10_000, 40), (1_000, 200))  # (N, M)
 
@@ -41,7 +42,7 @@ def memory(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list
     for n, m in pairs:
         made = configs(env, backend, "paper", [0], num_clients=n, clients_per_round=m)
         compile_s, seconds, program = rounds(made, repeats)
-        state = jax.eval_shape(lambda made=made: build.initial_states(build.make_group(made)))
+        state = jax.eval_shape(lambda made=made: assemble.initial_states(assemble.make_group(made)))
         analysis = program.step.memory_analysis()
         figures = {
             "clients": n,
@@ -69,11 +70,11 @@ def configs(env: str, backend: str, preset: str, seeds, **values) -> list[config
     return [config.build("fmrl", *layers, {"seed": seed}) for seed in seeds]
 
 
-def rounds(made: list[config.Config], repeats: int) -> tuple[float, list[float], training.Program]:
+def rounds(made: list[config.Config], repeats: int) -> tuple[float, list[float], loop.Program]:
     """(seconds of compilation, seconds of each of `repeats` rounds after the first, the program)."""
-    group = build.make_group(made)
-    program = training.compile_round(group)
-    states, alive = build.initial_states(group), np.ones(len(made), bool)
+    group = assemble.make_group(made)
+    program = loop.compile_round(group)
+    states, alive = assemble.initial_states(group), np.ones(len(made), bool)
     seconds = []
     for _ in range(repeats + 1):
         taken, (states, alive, _) = timed(program.step, states, alive, group.values)

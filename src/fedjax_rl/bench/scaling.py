@@ -5,10 +5,11 @@ import re
 import jax
 import numpy as np
 
-from fedjax_rl import arrays, build, placement
 from fedjax_rl.bench.rows import Row, median, row, timed
 from fedjax_rl.bench.run import configs
 from fedjax_rl.config import ConfigError
+from fedjax_rl.federation import placement
+from fedjax_rl.runs import arrays, assemble
 
 COLLECTIVE = re.compile(r"= .*? (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 PER_DEVICE = 8  # clients a device in weak scaling
@@ -38,10 +39,10 @@ def one(env: str, backend: str, kind: str, devices: int, repeats: int) -> Row:
     )
     results = {}
     for name, mesh in (("one", None), ("many", mesh_of(devices))):
-        group = build.make_group([made])._replace(mesh=mesh)
-        states, alive = build.initial_states(group), np.ones(1, bool)
+        group = assemble.make_group([made])._replace(mesh=mesh)
+        states, alive = assemble.initial_states(group), np.ones(1, bool)
         draws = arrays.state_hash(states)
-        step = placement.jit(lambda *args, group=group: build.round_of(group, *args), mesh, by_member=True)
+        step = placement.jit(lambda *args, group=group: assemble.round_of(group, *args), mesh, by_member=True)
         text = step.lower(states, alive, group.values).compile().as_text()
         after, _, metrics = step(states, alive, group.values)
         seconds = [timed(step, after, alive, group.values)[0] for _ in range(repeats)]

@@ -2,10 +2,12 @@
 
 import jax
 
-from fedjax_rl import build, config, presets
+from fedjax_rl import config
 from fedjax_rl.bench.round import make_gradients, make_sampling
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
+from fedjax_rl.config import presets
 from fedjax_rl.meta import meta_gradient
+from fedjax_rl.runs import assemble
 
 ORDERS = ("first", "second")
 
@@ -19,10 +21,10 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     """The row of one cohort."""
     values = {"env": env, "backend": backend, "clients_per_round": size}
     runs = {
-        order: build.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values, {"order": order}))
+        order: assemble.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values, {"order": order}))
         for order in ORDERS
     }
-    state = build.initial_state(runs["first"])
+    state = assemble.initial_state(runs["first"])
     batches = jax.block_until_ready(make_sampling(runs["first"], state)())
     chunk = 1 if jax.default_backend() == "cpu" else size
     parts = {order: make_gradients(run, state.server.shared, batches, chunk) for order, run in runs.items()}
@@ -42,7 +44,7 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     )
 
 
-def gradient_flops(run: build.Run, shared, batches) -> float:
+def gradient_flops(run: assemble.Run, shared, batches) -> float:
     """Floating-point operations of one meta-gradient of one client, as the compiler counts them."""
     gradient = meta_gradient(run.problem.loss, run.config.inner_lr, run.config.order)
     inner, outer = jax.tree.map(lambda x: x[0], batches)

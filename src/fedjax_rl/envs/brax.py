@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedjax_rl.envs.base import Env, EnvSpec, EnvState
 from fedjax_rl.envs.physics import platform
-from fedjax_rl.numerics import root_key
+from fedjax_rl.host.numerics import root_key
 
 _HORIZON = 1000
 _BOUND = 1.0  # of an action: where its motors' ranges are others, an environment scales [-1, 1] to them itself

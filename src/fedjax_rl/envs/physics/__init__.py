@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_rl.exits import ConfigError
-from fedjax_rl.output import inform
+from fedjax_rl.host.exits import ConfigError
+from fedjax_rl.host.output import inform
 from fedjax_rl.types import Array, Tree
 
 BACKENDS = ("native", "fused", "mjx")

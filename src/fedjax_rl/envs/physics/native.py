@@ -28,7 +28,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from mujoco.batch import Batch, SimulationError
 
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
-from fedjax_rl.host import cores
+from fedjax_rl.host.cores import cores
 
 _CACHED_BATCHES = 8
 _SPARSE_FROM = 14  # degrees of freedom

@@ -1,0 +1,179 @@
+"""What the commands do once their options are known. Importing this imports jax."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from fedjax_rl import statistics
+from fedjax_rl.cli.options import EvalOptions, RenderOptions, ResumeOptions
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.host import output, signals
+from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCheckpoint
+from fedjax_rl.host.files import explain
+from fedjax_rl.host.numerics import pinned
+from fedjax_rl.reports.tables import report
+from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring
+from fedjax_rl.runs.assemble import Run, abstract_state, make_run
+from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.sweep import halve
+
+
+def train(config: Config, directory: Path, *, as_json: bool, quiet: bool) -> int:
+    """A new run."""
+    return _go(config, directory, as_json, quiet)
+
+
+def resume(options: ResumeOptions) -> int:
+    """The rest of a run."""
+    config = rundir.open_run(options.run)
+    if options.rounds is not None:
+        config = replace(config, rounds=options.rounds)
+    if not (options.run / rundir.DIVERGED).exists() and runner.is_settled(options.run, config):
+        done = max(row["round"] for row in scoring.finals(options.run))
+        if done > config.rounds:
+            raise ConfigError(f"--rounds {config.rounds}: {done} rounds are done already; ask for more")
+        reporter = Reporter(rundir.is_reader())
+        reporter.say(f"{options.run} is finished ({done} rounds), so nothing was done; --rounds K prolongs it")
+        return _how_heard({options.run: config})
+    return _go(config, options.run, options.json, options.quiet)
+
+
+@pinned()
+def evaluate(options: EvalOptions) -> int:
+    """A table of returns at one checkpoint."""
+    config = rundir.open_run(options.run)
+    config = replace(config, backend=options.backend or config.backend)
+    run = make_run(config)
+    restored = _restored(run, options)
+    steps = config.adapt_steps if options.adapt_steps is None else options.adapt_steps
+    evaluation = scoring.make_evaluation(run, options.rates(config.inner_lr), steps, options.model)
+    if options.clients == "new":
+        count = options.new_clients or config.new_clients or 100
+        returns = scoring.new_clients(evaluation, restored.state, count)
+    else:
+        returns = scoring.old_clients(evaluation, restored.state, options.count(config))
+    summary = statistics.summarise(returns)
+    if rundir.is_reader():
+        return 0
+    if options.json:
+        record = {"run": str(options.run), "step": restored.step, "clients": options.clients}
+        output.result(json.dumps({**record, **summary, "returns": returns}))
+    else:
+        output.result(statistics.table({f"{options.clients} clients, round {restored.step}": summary}))
+    return 0
+
+
+@pinned()
+def render(options: RenderOptions) -> int:
+    """A GIF or a page of clients before and after adaptation."""
+    from fedjax_rl.reports.film import render as write
+
+    run = make_run(rundir.open_run(options.run))
+    restored = _restored(run, options)
+    write(run, restored.state, options.out, options.ids(), options.adapt_steps)
+    return 0
+
+
+def new_sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
+    """A sweep from its beginning; what cannot be made is refused before anything is written."""
+    members = {path: runner.with_engine(path, config) for path, config in members.items()}
+    runner.check(members)
+    rundir.create_sweep(out, members, halvings)
+    return sweep(members, out, halvings, as_json=as_json, quiet=quiet)
+
+
+def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
+    """Every member of a sweep, or what is left of it; then the report."""
+    reporter = Reporter(quiet or rundir.is_reader())
+    reporter.say(f"{len(members)} runs in {out}")
+    lost: list[Path] = []
+    with _continued(out):
+        left = halve(members, halvings, lambda some: lost.extend(runner.run_members(some, reporter)), scoring.score_at)
+    if all((path / rundir.DIVERGED).exists() for path in members):
+        raise loop.Diverged(f"all {len(members)} runs of {out} diverged, so there is nothing to report")
+    code = NO_CHECKPOINT if lost else _how_heard({path: config for path, config in left.items() if path not in lost})
+    if lost and not any(scoring.finals(path) for path in members):
+        return code  # each was named
+    if not rundir.is_reader():
+        report((out,), "json" if as_json else "md", kept=f"the runs are in {out}: fedjax-rl report {out}")
+    return code
+
+
+def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Restored:
+    """The checkpoint that the options ask for."""
+    directory = options.run / rundir.CHECKPOINTS
+    step = checkpoint.best_step(directory) if options.best else options.step
+    if options.best and step is None:
+        raise NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best", options.run)
+    like = abstract_state(run)  # what only training needs is not read
+    like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=())
+    return checkpoint.restore(directory, like, _warn, step, part=True)
+
+
+def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
+    """Train to the end and print the result."""
+    reporter, began = Reporter(quiet or rundir.is_reader()), time.perf_counter()
+    reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
+    config = runner.with_engine(directory, config)
+    with _continued(directory):
+        [result] = runner.run_group([config], [directory], reporter)
+    if not rundir.is_reader():
+        _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
+    return _how_heard({directory: config})
+
+
+@contextmanager
+def _continued(directory: Path) -> Iterator[None]:
+    """What ends a training before its time says how to go on."""
+
+    def how() -> str:
+        is_begun = (directory / rundir.CONFIG).exists() or rundir.is_sweep(directory)
+        return f"continue with: fedjax-rl resume {directory}" if is_begun else "nothing was begun: start again"
+
+    try:
+        with signals.heeded():
+            yield
+    except signals.Interrupted as error:
+        error.args = (f"interrupted ({error}) and saved; {how()}",)
+        raise
+    except signals.Stopped as error:
+        error.args = (f"stopped at once ({error}); what was saved before is intact; {how()}",)
+        raise
+    except (CannotWrite, OSError) as error:
+        reason = explain(error) if isinstance(error, OSError) else error
+        raise CannotWrite(f"{reason}; what was saved before is intact; {how()}") from error
+
+
+def _how_heard(runs: Mapping[Path, Config]) -> int:
+    """The exit code of trainings that came to their end: UNHEARD, and a line, where one learned nothing at the end."""
+    code = DONE
+    for path, config in runs.items():
+        rounds = loop.silence(path, config)
+        if rounds:
+            code = UNHEARD
+            _warn(
+                f"fedjax-rl: {path} learned nothing in its last {rounds} rounds: nobody was heard; see "
+                f"health/nonfinite_clients in {path / rundir.METRICS}, and lower the rates or the dropout"
+            )
+    return code
+
+
+def _print_result(result: loop.Result, directory: Path, minutes: float, as_json: bool) -> None:
+    rounds = int(result.state.round)
+    kept = f"it is in {directory / rundir.EVAL}: fedjax-rl report {directory}"
+    if as_json:
+        record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes}
+        output.result(json.dumps({**record, **result.summaries}), kept)
+        return
+    labels = {"eval": "all clients", "eval_new": "new clients"}
+    table = statistics.table({labels[name]: summary for name, summary in result.summaries.items()})
+    about = f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes"
+    output.result(f"{table}\n{output.printable(about)}", kept)
+
+
+def _warn(line: str) -> None:
+    if not rundir.is_reader():
+        output.inform(line)

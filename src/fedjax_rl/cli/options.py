@@ -1,0 +1,241 @@
+"""Options of the commands that act on a run, and the list of what there is. Imports no jax."""
+
+import json as json_module
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from fedjax_rl.cli.parse import MachineOptions, options, parse
+from fedjax_rl.config import CONFIGS, Config, ConfigError, nearest
+from fedjax_rl.config.options import ENV_NAMES, SERVER_NAMES
+from fedjax_rl.config.presets import PRESETS
+from fedjax_rl.host import output
+
+ROBOTS = ("half_cheetah", "ant")  # environments that can be rendered
+
+
+@dataclass(frozen=True)
+class ResumeOptions(MachineOptions):
+    """Continue a run from its newest good checkpoint, bit for bit as if it had never stopped."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    rounds: int | None = None  # new total number of rounds, those already done included
+    json: bool = False  # print the result as JSON instead of a table
+    quiet: bool = False  # no progress
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("rounds", self.rounds, 1)
+
+
+@dataclass(frozen=True)
+class EvalOptions(MachineOptions):
+    """Evaluate a run's checkpoint: returns before adaptation and after each step."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    step: int | None = None  # round of the checkpoint (default: the newest good one)
+    best: bool = False  # the checkpoint with the highest evaluated return after one step
+    clients: str = "all"  # all: the federation's clients, new: clients never trained on
+    eval_clients: int | None = None  # of the federation's clients, the first so many (default: all)
+    new_clients: int | None = None  # number of new clients (default: the run's)
+    model: str | None = None  # start from each client's personal model or the global one (default: the algorithm's)
+    adapt_steps: int | None = None  # adaptation steps (default: the run's)
+    adapt_lr: str | None = None  # rate of each step, e.g. 0.1,0.05; the last serves the rest (default: the run's)
+    backend: str | None = None  # physics: auto, native, fused or mjx (default: the run's)
+    json: bool = False  # print JSON, with every client's returns
+    quiet: bool = False  # no remarks on stderr
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _exclusive("best", self.best, "step", self.step)
+        _one_of("clients", self.clients, ("all", "new"))
+        _one_of("model", self.model, ("personal", "global"))
+        _one_of("backend", self.backend, ("auto", "native", "fused", "mjx"))
+        _at_least("step", self.step, 0)
+        _at_least("new-clients", self.new_clients, 1)
+        _at_least("eval-clients", self.eval_clients, 1)
+        _at_least("adapt-steps", self.adapt_steps, 0)
+        self.rates(0.0)
+
+    def check(self, config: Config) -> None:
+        """Refuse what this run does not have."""
+        if self.eval_clients is not None and self.eval_clients > config.num_clients:
+            raise ConfigError(f"--eval-clients {self.eval_clients}: this run has {config.num_clients} clients")
+
+    def count(self, config: Config) -> int:
+        """How many of the federation's clients are evaluated."""
+        return self.eval_clients or config.num_clients
+
+    def rates(self, default: float) -> tuple[float, ...]:
+        """The adaptation rates as numbers."""
+        if self.adapt_lr is None:
+            return (default,)
+        try:
+            rates = tuple(float(part) for part in self.adapt_lr.split(","))
+        except ValueError:
+            rates = (math.nan,)
+        if not all(0 <= rate <= 100 for rate in rates):
+            raise ConfigError(f"--adapt-lr {self.adapt_lr}: must be numbers from 0 to 100 separated by commas")
+        return rates
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Run one client's part of a round without compilation, and name the first operation that gives a NaN."""
+
+    dump: tyro.conf.Positional[Path]  # a file that train, sweep or resume wrote under --nan-dump
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Film clients before and after adaptation, side by side: one checkpoint, one initial state, the same noise."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    out: Path  # file to write: .gif (needs OpenGL) or .html (a viewer for a browser)
+    client: int | None = None  # the client to show (default: 0)
+    clients: str | None = None  # several clients, one below the other, e.g. 0,1,2,3
+    adapt_steps: int = 1  # adaptation steps between before and after
+    step: int | None = None  # round of the checkpoint (default: the newest good one)
+    best: bool = False  # the checkpoint with the highest evaluated return after one step
+
+    def __post_init__(self) -> None:
+        _exclusive("best", self.best, "step", self.step)
+        _exclusive("client", self.client, "clients", self.clients)
+        _at_least("adapt-steps", self.adapt_steps, 1)
+        _at_least("step", self.step, 0)
+        if self.out.suffix not in (".gif", ".html"):
+            raise ConfigError(f"--out {self.out}: the name must end in .gif or .html")
+        if self.out.exists():
+            raise ConfigError(f"--out {self.out} exists; remove it or choose another name")
+        if not self.out.parent.is_dir():
+            raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
+        self.ids()
+
+    def ids(self) -> tuple[int, ...]:
+        """The clients' numbers."""
+        if self.clients is None:
+            return (self.client or 0,)
+        try:
+            return tuple(int(part) for part in self.clients.split(","))
+        except ValueError:
+            raise ConfigError(f"--clients {self.clients}: must be client numbers separated by commas") from None
+
+    def check(self, config: Config) -> None:
+        """Refuse what this run cannot show."""
+        if config.env.split("/")[0] not in ROBOTS:
+            robots = " and ".join(f"{robot}/*" for robot in ROBOTS)
+            raise ConfigError(f"{self.run} is a run of {config.env}, which has no picture; render shows {robots}")
+        for number in self.ids():
+            if not 0 <= number < config.num_clients:
+                raise ConfigError(f"client {number} is unknown: this run has the clients 0 to {config.num_clients - 1}")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Tables and a figure of finished runs. Runs that differ only in their seed form one row.
+
+    The first row's runs are those that the probability of improvement compares with the others: name them first.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories, or directories with runs anywhere below
+    format: str = "md"  # md, csv or latex (booktabs)
+    figure: Path | None = None  # also draw learning curves and final returns into this .png, .pdf or .svg
+    json: bool = False  # print JSON instead of a table
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("report needs at least one run directory, or a directory that holds some")
+        _one_of("format", self.format, ("md", "csv", "latex"))
+        if self.figure and self.figure.suffix not in (".png", ".pdf", ".svg"):
+            raise ConfigError(f"--figure {self.figure}: the name must end in .png, .pdf or .svg")
+
+
+BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", "peers")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Measure this machine: physics, update, round, run, memory, scaling, compile or peers.
+
+    Rows say versions and device. Nothing else should run meanwhile.
+    """
+
+    what: tyro.conf.Positional[str]  # physics, update, round, run, memory, scaling, compile or peers
+    env: str = "half_cheetah/direction"  # task family on MuJoCo
+    backend: str = "auto"  # physics: auto, native, fused or mjx
+    # environments (physics), selected clients (update, round, peers), seeds (run), devices (scaling), N,M,... (memory)
+    sizes: str | None = None
+    repeats: int = 5  # timed calls of each, taken in turn; medians are shown
+    out: Path | None = None  # also write the rows to this JSON file
+    json: bool = False  # print JSON
+
+    def __post_init__(self) -> None:
+        _one_of("what", self.what, BENCHES)
+        _one_of("env", self.env, ENV_NAMES)
+        _one_of("backend", self.backend, ("auto", "native", "fused", "mjx"))
+        _at_least("repeats", self.repeats, 1)
+        if self.out and self.out.exists():
+            raise ConfigError(f"--out {self.out} exists; choose another name")
+        if self.out and not self.out.resolve().parent.is_dir():
+            raise ConfigError(f"--out {self.out}: there is no directory {self.out.resolve().parent}")
+        self.numbers()
+
+    def numbers(self) -> tuple[int, ...]:
+        """The sizes as numbers; empty for the benchmark's own."""
+        try:
+            numbers = tuple(int(part) for part in self.sizes.split(",")) if self.sizes else ()
+        except ValueError:
+            numbers = (0,)
+        if any(number < 1 for number in numbers) or (self.what == "memory" and len(numbers) % 2):
+            raise ConfigError(f"--sizes {self.sizes}: must be integers from 1, separated by commas (memory: N,M pairs)")
+        return numbers
+
+
+@dataclass(frozen=True)
+class PlainOptions:
+    """Show what is known."""
+
+    json: bool = False  # print JSON
+
+
+def parse_command(cls: Any, argv: Sequence[str], name: str) -> Any:
+    """The options of a command other than train."""
+    return parse(cls, argv, f"fedjax-rl {name}", options(cls))
+
+
+def show_list(as_json: bool) -> int:
+    """Print the names that the command line knows."""
+    names = {
+        "algorithms": {name: (cls.__doc__ or "").split("\n")[0] for name, cls in CONFIGS.items()},
+        "environments": [*ENV_NAMES, "brax/NAME"],
+        "presets": list(PRESETS),
+        "server optimizers": list(SERVER_NAMES),
+    }
+    if as_json:
+        output.result(json_module.dumps(names))
+        return 0
+    lines = []
+    for title, entries in names.items():
+        lines.append(f"{title}:")
+        lines += [f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}" for name in entries]
+    output.result("\n".join(lines))
+    return 0
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ConfigError(f"--{name} {value}: must be at least {low}")
+
+
+def _exclusive(name: str, value: object, other: str, other_value: object) -> None:
+    if value not in (None, False) and other_value is not None:
+        raise ConfigError(f"--{name} and --{other} exclude each other; give one")
+
+
+def _one_of(name: str, value: str | None, legal: tuple[str, ...]) -> None:
+    if value is not None and value not in legal:
+        raise ConfigError(f"--{name} {value}: must be one of {', '.join(legal)}{nearest(value, legal)}")

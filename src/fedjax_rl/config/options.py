@@ -1,0 +1,270 @@
+"""The configuration of a run: every value that a person can type, with its legal range.
+
+Imports neither jax nor mujoco, so that a mistake is answered at once. A configuration mirrors its algorithm's factory:
+the class `Config` holds what all algorithms share, a subclass adds what one of them needs. A new option is one line.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from fedjax_rl.config.rules import ConfigError, checked, name, nearest, number
+
+ENV_NAMES = (
+    "half_cheetah/direction",
+    "half_cheetah/velocity",
+    "half_cheetah/dynamics",
+    "ant/direction",
+    "ant/velocity",
+    "ant/dynamics",
+    "navigation",
+    "probe/constant",
+    "probe/target",
+    "probe/delayed",
+    "probe/ending",
+)
+SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
+BIG = 1_000_000_000
+# What decides where or how often something is computed or kept, but no number of the result.
+EXECUTION = frozenset(
+    "client_batch save_every keep_every nan_dump eval_every eval_clients final_clients new_clients".split()
+)
+# Values that runs of earlier versions lack; what they did then is the default.
+LATER = frozenset(
+    "critic value_coef entropy_coef keep_every nan_dump dropout stragglers server_half_life final_clients".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options that every algorithm shares."""
+
+    algorithm: ClassVar[str] = ""
+    model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
+
+    # task family, see `fedjax-rl list` (also brax/NAME)
+    env: str = name("half_cheetah/direction", *ENV_NAMES, prefix="brax/")
+    # physics: native (C MuJoCo, CPU), fused (compiled for the robot, CPU), mjx (on the device) or auto
+    backend: str = name("auto", "auto", "native", "fused", "mjx")
+    observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
+    hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
+    activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu
+    seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
+    num_clients: int = number(200, 1, BIG)  # clients in the federation
+    clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
+    # how clients are selected: uniform, or stratified (one client of each id modulo clients_per_round)
+    selection: str = name("uniform", "uniform", "stratified")
+    rounds: int = number(500, 1, BIG)  # communication rounds in all
+    episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
+    local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
+    local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (plain SGD)
+    # alpha, rate of the adaptation step (where it is learned: its first value)
+    inner_lr: float = number(0.1, 0, 100)
+    discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
+    gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
+    clip: float = number(0.2, 0, 10, above=True)  # epsilon of the ratio surrogate, which alone is clipped
+    surrogate: str = name("ratio", "ratio", "log", "dice")  # of the adaptation and local steps: ratio, log or dice
+    # linear: fitted to each batch; or a neural value function, federated with the policy or local to each client
+    critic: str = name("linear", "linear", "federated", "local")
+    value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss
+    entropy_coef: float = number(0.0, 0, 100)  # weight of the policy's entropy in the objective
+    client_batch: int = number(0, 0, BIG)  # clients computed at a time (0: 1 on CPU, all on GPU and TPU)
+    eval_every: int = number(0, 0, BIG)  # rounds between evaluations (0: at the end only)
+    eval_clients: int = number(0, 0, BIG)  # clients in those evaluations (0: all)
+    final_clients: int = number(0, 0, BIG)  # clients in the last evaluation (0: all)
+    adapt_steps: int = number(3, 0, 100)  # adaptation steps in an evaluation
+    new_clients: int = number(100, 0, BIG)  # clients never trained on, in the last evaluation
+    save_every: int = number(10, 1, BIG)  # rounds between checkpoints
+    keep_every: int = number(0, 0, BIG)  # rounds between checkpoints that are never deleted (0: newest and best only)
+    nan_dump: int = number(0, 0, 1000)  # clients whose numbers ceased to be finite to write down for `replay`, at most
+    dropout: float = number(0.0, 0, 1)  # probability that a selected client drops out of the round
+    stragglers: float = number(0.0, 0, 1)  # probability that a selected client takes fewer local steps, weighing less
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
+        for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
+            if getattr(self, small) > self.num_clients:
+                raise ConfigError(
+                    f"{small} = {getattr(self, small)}: must be at most num_clients = {self.num_clients}; "
+                    f"lower {small} or raise num_clients"
+                )
+        if self.critic == "local" and not isinstance(self, ChangeConfig):
+            legal = [c.algorithm for c in _CLASSES if issubclass(c, ChangeConfig)]
+            raise ConfigError(f"critic = 'local': not for {self.algorithm}; possible for {', '.join(legal)}")
+        if self.stragglers and (self.algorithm == "scaffold" or self.local_steps == 1):
+            why = (
+                "its variates are means over all local steps"
+                if self.local_steps > 1
+                else "local_steps = 1 cannot be fewer"
+            )
+            raise ConfigError(f"stragglers = {self.stragglers}: not for this {self.algorithm}: {why}; set it to 0")
+
+    @property
+    def batches(self) -> int:
+        """Batches that a selected client samples in a round."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(Config):
+    """Options of the algorithms whose server absorbs messages."""
+
+    server: str = name("adam", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
+    server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
+    server_half_life: float = number(0.0, 0, BIG)  # rounds in which that rate falls to half (0: it stays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeConfig(ServerConfig):
+    """Options of the algorithms whose message is the change of a model."""
+
+    max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FmrlConfig(ChangeConfig):
+    """FMRL (Liu, Xu, Wu, Jiang 2024): clients train the point from which one step of adaptation is best."""
+
+    algorithm: ClassVar[str] = "fmrl"
+    order: str = name("second", "first", "second")  # second: exact meta-gradient, first: without the curvature
+
+    @property
+    def batches(self) -> int:
+        """One before the adaptation step, one after."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvgConfig(ChangeConfig):
+    """FedAvg: local policy-gradient steps on each client, the server absorbs the mean change."""
+
+    algorithm: ClassVar[str] = "fedavg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProxConfig(ChangeConfig):
+    """FedProx: FedAvg whose local steps are pulled towards the round's first parameters."""
+
+    algorithm: ClassVar[str] = "fedprox"
+    mu: float = number(0.01, 0, 10_000)  # weight of the proximal term mu/2 |theta - theta_k|^2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaffoldConfig(ServerConfig):
+    """SCAFFOLD: FedAvg with control variates against the clients' drift."""
+
+    algorithm: ClassVar[str] = "scaffold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerFedAvgConfig(FmrlConfig):
+    """Per-FedAvg: FMRL with fresh batches in every local step."""
+
+    algorithm: ClassVar[str] = "per_fedavg"
+
+    @property
+    def batches(self) -> int:
+        """Two for every local step."""
+        return 2 * self.local_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PFedMeConfig(ChangeConfig):
+    """pFedMe: personal models near the global one, by Moreau envelopes; evaluations start from the global model."""
+
+    algorithm: ClassVar[str] = "pfedme"
+    model: ClassVar[str] = "global"
+    personal_steps: int = number(5, 1, 10_000)  # steps of the personal model in each local step
+    personal_lr: float = number(0.01, 0, 100, above=True)  # rate of those steps
+    penalty: float = number(15.0, 0, 10_000)  # weight of penalty/2 |v - w|^2 (the paper's lambda)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedRepConfig(ChangeConfig):
+    """FedRep: a shared body, and on every client a head of its own (output layer and log_std)."""
+
+    algorithm: ClassVar[str] = "fedrep"
+    head_steps: int = number(5, 1, 10_000)  # local steps on the head, before those on the body
+
+
+@dataclass(frozen=True, kw_only=True)
+class DittoConfig(ChangeConfig):
+    """Ditto: FedAvg, and a personal model on every client that is held near the global one."""
+
+    algorithm: ClassVar[str] = "ditto"
+    personal_lr: float = number(0.01, 0, 100, above=True)  # rate of the personal model's steps
+    penalty: float = number(1.0, 0, 10_000)  # weight of penalty/2 |v - theta_k|^2 (the paper's lambda)
+
+    @property
+    def batches(self) -> int:
+        """One for the global model, one for the personal one."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReptileConfig(ChangeConfig):
+    """Reptile: towards where several local steps lead, each on a fresh batch."""
+
+    algorithm: ClassVar[str] = "reptile"
+
+    @property
+    def batches(self) -> int:
+        """One for every local step."""
+        return self.local_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSgdConfig(FmrlConfig):
+    """Meta-SGD: FMRL that also learns and federates the adaptation rate of every parameter."""
+
+    algorithm: ClassVar[str] = "meta_sgd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndependentConfig(Config):
+    """No federation: every client learns alone from the same start."""
+
+    algorithm: ClassVar[str] = "independent"
+
+
+_CLASSES = (
+    FmrlConfig,
+    FedAvgConfig,
+    FedProxConfig,
+    ScaffoldConfig,
+    PerFedAvgConfig,
+    PFedMeConfig,
+    FedRepConfig,
+    DittoConfig,
+    ReptileConfig,
+    MetaSgdConfig,
+    IndependentConfig,
+)
+CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
+
+
+def config_class(algorithm: str) -> type[Config]:
+    """The configuration class of an algorithm."""
+    if algorithm not in CONFIGS:
+        known = ", ".join(CONFIGS)
+        raise ConfigError(f"unknown algorithm {algorithm!r}{nearest(algorithm, CONFIGS)}; known: {known}")
+    return CONFIGS[algorithm]
+
+
+def build(algorithm: str, *layers: Mapping[str, Any]) -> Config:
+    """A configuration from layers of values; a later layer wins. Unknown keys are refused."""
+    cls = config_class(algorithm)
+    legal = {item.name for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key in layer:
+            if key not in legal:
+                raise ConfigError(f"unknown key {key!r} for {algorithm}{_key_hint(key, legal)}")
+        values.update(layer)
+    return cls(**values)
+
+
+def _key_hint(key: str, legal: Iterable[str]) -> str:
+    owners = [a for a, c in CONFIGS.items() if key in {item.name for item in fields(c)}]
+    return f" (it is an option of {', '.join(owners)})" if owners else nearest(key, legal)

@@ -1,0 +1,187 @@
+"""The engine: one round of a federation as one pure function of one pytree."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rl import trees
+from fedjax_rl.federation import placement, selection
+from fedjax_rl.types import (
+    HEALTH,
+    NONFINITE_ENVS,
+    Aggregate,
+    Aggregator,
+    Algorithm,
+    Array,
+    Key,
+    Metrics,
+    Server,
+    Tree,
+    Upload,
+)
+
+# One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
+INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
+FILM, DROPOUT, EVALUATE_NEW = range(10, 13)
+SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
+
+
+class State(NamedTuple):
+    """Everything that a run needs to continue. Leaves of clients, tasks and uplink are [N, ...]."""
+
+    server: Server
+    clients: Tree
+    tasks: Tree
+    uplink: Tree
+    aggregator: Tree
+    round: Array
+    key: Key
+
+
+class Simulation(NamedTuple):
+    """A federation.
+
+    Attributes:
+      init: key -> State.
+      round: State -> (State, metrics).
+      cohort: State -> (ids [M], shared, client and uplink states [M], tasks [M], keys [M]): who works in the coming
+        round, and with what.
+      work: (shared, (client, uplink state), task, key) -> (upload, (client, uplink state), metrics): what one client
+        then does.
+    """
+
+    init: Callable[[Key], State]
+    round: Callable[[State], tuple[State, Metrics]]
+    cohort: Callable[[State], tuple[Array, Tree, Tree, Tree, Key]]
+    work: Callable[[Tree, Tree, Tree, Key], tuple[Upload, Tree, Metrics]]
+
+
+def stream(key: Key, name: int, round: Array | int = 0) -> Key:
+    """The key of one purpose in one round."""
+    return jax.random.fold_in(jax.random.fold_in(key, name), round)
+
+
+def per_client(key: Key, ids: Array) -> Key:
+    """One key [M] for each client id [M]: by identity, never by position in a cohort or on a device."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+def make_simulation(
+    algorithm: Algorithm,
+    *,
+    num_clients: int,
+    clients_per_round: int,
+    sample_tasks: Callable[[Key, int], Tree],
+    aggregator: Aggregator,
+    select: Callable[[Key, int, int], Array] = selection.uniform,
+    uplink: optax.GradientTransformation | None = None,
+    dropout: Array | float = 0.0,
+) -> Simulation:
+    """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
+
+    round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
+    -> server_update -> scatter the states back. Only the selected compute.
+
+    A client of weight 0, or whose message (or its norm) or new state is not finite, leaves no trace: its message is
+    replaced before any sum and its old state kept. When nobody is left the server stays as it was.
+
+    Args:
+      algorithm: the six functions.
+      num_clients: N.
+      clients_per_round: M <= N.
+      sample_tasks: (key, N) -> tasks [N, ...].
+      aggregator: how M messages become one.
+      select: (key, N, M) -> ids [M], ascending.
+      uplink: what every client applies to its message before sending, with a state of its own per client (None:
+        nothing).
+      dropout: probability that a selected client drops out of the round; whether it does is drawn for each client and
+        round by itself.
+    """
+    uplink = optax.identity() if uplink is None else uplink
+
+    def init(key: Key) -> State:
+        ids = jnp.arange(num_clients)
+        server = algorithm.init(stream(key, INIT))
+        tasks = sample_tasks(stream(key, TASKS), num_clients)
+        init_client = placement.map_clients(algorithm.init_client, num_broadcast=1)
+        clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids))
+        one = jax.tree.map(lambda x: x[0], (clients, tasks))
+        upload, _, _ = jax.eval_shape(algorithm.client_update, server.shared, *one, key)
+        message = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload.message)
+        sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
+        return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
+
+    def cohort(state: State):
+        ids = select(stream(state.key, SELECT, state.round), num_clients, clients_per_round)
+        own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
+        return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
+
+    def work(shared, own, task, client_key):
+        client, sent = own
+        upload, client, metrics = algorithm.client_update(shared, client, task, client_key)
+        # where the norm overflows, a clip would make zeros of the message, and these would be heard: its weight is made
+        # infinite instead (a NaN would look like the first one to `replay`)
+        weight = jnp.where(jnp.isfinite(optax.tree.norm(upload.message)), upload.weight, jnp.inf)
+        message, sent = uplink.update(upload.message, sent)
+        return Upload(message, weight), (client, sent), metrics
+
+    def round(state: State) -> tuple[State, Metrics]:
+        key = functools.partial(stream, state.key, round=state.round)
+        ids, shared, old, tasks, keys = cohort(state)
+        map_work = placement.map_clients(work, num_broadcast=1)
+        (messages, weights), new, client_metrics = map_work(shared, old, tasks, keys)
+        finite = jax.vmap(trees.all_finite)((messages, weights, new[0]))
+        present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
+        heard = (weights > 0) & finite & present
+        weights = jnp.where(heard, weights, 0.0)
+        messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
+        kept = trees.select(heard, new, old)
+        combined, aggregator_state = aggregator.update(messages, weights, state.aggregator, key(AGGREGATE))
+        aggregate = Aggregate(combined, heard.sum() / num_clients)
+        server = algorithm.server_update(state.server, aggregate, key(SERVER))
+        somebody = heard.any()
+        metrics = _metrics(ids, heard, finite, client_metrics, combined, shared)
+        return State(
+            server=trees.select(somebody, server, state.server),
+            clients=trees.put(state.clients, ids, kept[0]),
+            tasks=state.tasks,
+            uplink=trees.put(state.uplink, ids, kept[1]),
+            aggregator=trees.select(somebody, aggregator_state, state.aggregator),
+            round=state.round + 1,
+            key=state.key,
+        ), metrics
+
+    return Simulation(init, round, cohort, work)
+
+
+def _metrics(ids: Array, heard: Array, finite: Array, client_metrics: Metrics, message: Tree, shared: Tree) -> Metrics:
+    """A round's numbers: means over the clients heard, counts over the selected, and bytes sent up and down."""
+    counts = {name: value for name, value in client_metrics.items() if name.startswith(HEALTH)}
+    means = {name: value for name, value in client_metrics.items() if name not in counts}
+    up = trees.num_bytes(message)
+    down = trees.num_bytes(shared) if up else 0  # those who send nothing, `independent`, are sent nothing
+    suspect = ~finite | (counts.get(NONFINITE_ENVS, jnp.zeros_like(ids)) > 0)
+    return {
+        **{f"train/{name}": _mean_where(heard, value) for name, value in means.items()},
+        **{name: value.sum() for name, value in counts.items()},
+        "health/dropped_clients": (~heard).sum(),
+        "health/nonfinite_clients": (~finite).sum(),
+        SUSPECT: jnp.where(suspect.any(), ids[jnp.argmax(suspect)], -1),
+        "comm/up_bytes": heard.sum() * float(up),
+        "comm/down_bytes": jnp.asarray(heard.size * float(down)),
+    }
+
+
+def _mean_where(chosen: Array, values: Array) -> Array:
+    """Mean of values [M] over the chosen ones; NaN when nobody is chosen."""
+    return jnp.where(chosen, values, 0.0).sum() / jnp.where(chosen.any(), chosen.sum(), jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
+    """`num_rounds` rounds as one compiled program, the state donated; metrics are [num_rounds]."""
+    return jax.lax.scan(lambda s, _: simulation.round(s), state, length=num_rounds)

@@ -1,0 +1,103 @@
+"""`fedjax-rl render`: clients before and after adaptation.
+
+Actions are sampled, as in training and evaluation, so that the return that a panel shows is a draw of the return that
+`eval` estimates. All panels share the initial state and the noise: between before and after, all that differs is the
+adaptation; between clients, the task too. The episodes on which a client adapts are those of its evaluation.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rl import trees
+from fedjax_rl.envs import Env
+from fedjax_rl.envs.mujoco_env import load_asset
+from fedjax_rl.federation import simulate
+from fedjax_rl.host import output
+from fedjax_rl.host.files import write_new
+from fedjax_rl.host.numerics import root_key
+from fedjax_rl.rl.policies import Policy, gaussian_mlp
+from fedjax_rl.rl.rollout import make_rollout
+from fedjax_rl.runs import scoring
+from fedjax_rl.runs.assemble import Run
+from fedjax_rl.types import Array, Key, Params, Task
+
+
+class Panel(NamedTuple):
+    """One episode to show: the client and its task, which model acts and its return, and qpos [T, nq]."""
+
+    client: str
+    model: str
+    qpos: np.ndarray
+
+
+def render(run: Run, state: simulate.State, out: Path, clients: tuple[int, ...], steps: int) -> None:
+    """Film the clients, a row each, before and after so many adaptation steps, into `out`; print their returns."""
+    xml = load_asset(f"{run.config.env.split('/')[0]}.xml")
+    if out.suffix == ".gif":
+        from fedjax_rl.reports.film_gif import make_writer
+    else:
+        from fedjax_rl.reports.film_html import make_writer
+    rows = panels(run, state, clients, steps)
+    content = make_writer(xml)(rows)
+    write_new(out, content)
+    lines = [f"{row[0].client}: {'; '.join(panel.model for panel in row)}" for row in rows]
+    output.result("\n".join([*lines, output.printable(str(out))]), f"the film is in {out}")
+
+
+def panels(run: Run, state: simulate.State, clients: tuple[int, ...], steps: int) -> list[list[Panel]]:
+    """[before, after] for each client, all in one batch."""
+    ids = jnp.array(clients)
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), *scoring.adapted(run, state, ids, steps))
+    twice = jnp.concatenate([ids, ids])
+    key = simulate.stream(state.key, simulate.FILM, state.round)
+    policy = gaussian_mlp(run.env.spec, hidden=run.config.hidden, activation=run.config.activation)
+    film = jax.jit(jax.vmap(make_film(run.env, policy), in_axes=(0, 0, None)))
+    qpos, returns = (np.asarray(x) for x in film(both, trees.take(state.tasks, twice), key))
+    rows = []
+    for i, client in enumerate(clients):
+        name = f"client {client}, {describe(run.config.env, trees.take(state.tasks, client))}"
+        models = ["before", f"after {steps} step{'s' if steps > 1 else ''}"]
+        at = [i, len(clients) + i]
+        rows.append([Panel(name, f"{m}: return {returns[j]:.1f}", qpos[j]) for m, j in zip(models, at, strict=True)])
+    return rows
+
+
+def make_film(env: Env, policy: Policy) -> Callable[[Params, Task, Key], tuple[Array, Array]]:
+    """(parameters, task, key) -> (qpos [T, nq] before each action, return ()) of one episode.
+
+    It is the rollout of training, of which only the observation is known: so qpos rides along in the observation, and
+    the policy is shown the part that is its own. An episode that is over stays where it ended.
+    """
+    size = env.spec.observation_size
+    nq = jax.eval_shape(env.reset, root_key(0), None).physics.qpos.shape[0]
+    loaded = lambda state: state._replace(obs=jnp.concatenate([state.obs, state.physics.qpos]))
+    recording = env._replace(
+        reset=lambda key, task: loaded(env.reset(key, task)),
+        step=lambda state, action, task: loaded(env.step(state, action, task)),
+        spec=env.spec._replace(observation_size=size + nq),
+    )
+    blind = Policy(policy.init, lambda params, obs: policy.apply(params, obs[:, :size]))
+    rollout = make_rollout(recording, blind, episodes=1)
+
+    def film(params, task, key):
+        trajectory = rollout(params, task, key)
+        return trajectory.obs[0, :, size:], trajectory.reward.sum()
+
+    return film
+
+
+def describe(env: str, task: Task) -> str:
+    """A task in words. env: its environment's name; task: one client's."""
+    family = env.split("/")[1]
+    if family == "direction":
+        return "forwards" if task > 0 else "backwards"
+    if family == "velocity":
+        return f"{float(task):.2f} m/s"
+    means = [f"{name} x{math.exp(float(jnp.log(x).mean())):.2f}" for name, x in task._asdict().items()]
+    return ", ".join(means)

@@ -1,0 +1,163 @@
+"""Finished runs on the disk, gathered into groups that differ in more than their seed. Imports no jax."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_rl.config import EXECUTION, Config, ConfigError
+from fedjax_rl.host.files import explain
+from fedjax_rl.runs import records, rundir
+
+
+class LeftOut(Exception):
+    """Why a run has nothing to report."""
+
+
+class Run(NamedTuple):
+    """A run whose last evaluation was made; `config.rounds` is the round of that evaluation."""
+
+    path: Path
+    config: Config
+    returns: dict[str, np.ndarray]  # {"eval": [N, k+1], "eval_new": [n, k+1]}: before adaptation and after each step
+    rounds: list[dict[str, Any]]  # metrics.jsonl up to that round
+
+
+class Group(NamedTuple):
+    """Runs of one configuration, one a seed, in the order of their seeds."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a run."""
+        return [run.config.seed for run in self.runs]
+
+    def scores(self, name: str) -> np.ndarray:
+        """Returns [S, N, k+1]; of new clients, whose number may differ, the first that all seeds have."""
+        returns = [run.returns[name] for run in self.runs]
+        count = min(map(len, returns))
+        return np.stack([rows[:count] for rows in returns])
+
+    def env_steps_per_round(self) -> int | None:
+        """Environment steps a round, or None where no run kept its metrics.jsonl.
+
+        Speed times time, because the horizon is the environment's and not in the configuration.
+        """
+        rows = (row for run in self.runs for row in run.rounds)
+        return next((round(row["sys/env_steps_per_s"] * row["sys/round_s"]) for row in rows), None)
+
+    def env_steps(self) -> int | None:
+        """Environment steps of one run up to its last evaluation."""
+        steps = self.env_steps_per_round()
+        return steps and steps * self.runs[0].config.rounds
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(environment steps [R], values [S, R]) of a metric by round, or None if a run does not have it."""
+        numbers = set.intersection(*[{row["round"] for row in run.rounds} for run in self.runs])
+        rows = [[row for row in run.rounds if row["round"] in numbers] for run in self.runs]
+        if not numbers or not all(row.get(name) is not None for run in rows for row in run):
+            return None
+        x = np.array([row["round"] for row in rows[0]]) * self.env_steps_per_round()
+        return x, np.array([[row[name] for row in run] for run in rows], float)
+
+
+def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Group]:
+    """The groups of all runs at and below `paths`, in the order in which their first runs come."""
+    runs: list[Run] = []
+    left_out: list[str] = []
+    for path in {found.resolve(): found for root in paths for found in find(root)}.values():  # named twice: once
+        try:
+            runs.append(read(path))
+        except LeftOut as reason:
+            left_out.append(f"{path} is left out: {reason}")
+    if not runs:
+        why = "; ".join(left_out[:3])
+        raise ConfigError(f"no run has a final evaluation to report ({why}); finish one with: fedjax-rl resume RUN")
+    for line in left_out:
+        warn(line)
+    for run in runs:
+        missing = run.config.rounds - len(run.rounds)
+        if missing:
+            warn(f"{run.path}: {rundir.METRICS} lacks {missing} of {run.config.rounds} rounds, and so do its curves")
+    envs = sorted({run.config.env for run in runs})
+    if len(envs) > 1:
+        raise ConfigError(f"the runs are of different environments ({', '.join(envs)}); report one at a time")
+    together: dict[tuple, list[Run]] = {}
+    for run in runs:
+        together.setdefault(tuple(_identity(run.config).items()), []).append(run)
+    labels = _labels([dict(key) for key in together])
+    return [Group(label, _by_seed(members)) for label, members in zip(labels, together.values(), strict=True)]
+
+
+def find(root: Path) -> list[Path]:
+    """The run directories at or below `root`."""
+    if not root.is_dir():
+        raise ConfigError(f"{root} is not a directory; give a run directory, or one that holds some")
+    if (root / rundir.CONFIG).exists():
+        return [root]
+    planned = rundir.read_sweep(root)[0] if rundir.is_sweep(root) else ()  # one without its files is left out by name
+    found = sorted({*(path.parent for path in root.rglob(rundir.CONFIG)), *planned})
+    if not found:
+        raise ConfigError(f"{root} holds no run: there is no {rundir.CONFIG} in it or below")
+    return found
+
+
+def read(path: Path) -> Run:
+    """A run from its text files alone.
+
+    Raises:
+      LeftOut: it has no final evaluation, or a file is not what was written.
+    """
+    try:
+        config = rundir.open_run(path)
+        final = [row for row in records.sound(path / rundir.EVAL) if row["final"]]
+        rounds = records.sound(path / rundir.METRICS)
+    except OSError as error:
+        raise LeftOut(explain(error)) from None
+    except ConfigError as error:
+        raise LeftOut(str(error)) from None
+    if not final:
+        raise LeftOut("it has no final evaluation")
+    last = final[-1]
+    names = [name for name in ("eval", "eval_new") if f"{name}/returns" in last]
+    returns = {name: np.array(last[f"{name}/returns"], float) for name in names}
+    if not all(np.isfinite(rows).all() for rows in returns.values()):
+        raise LeftOut("its final evaluation holds returns that are not finite")
+    rounds = [row for row in rounds if row["round"] <= last["round"]]
+    return Run(path, replace(config, rounds=last["round"]), returns, rounds)
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What separates groups: the algorithm and every value that decides the result, but the seed."""
+    names = [item.name for item in fields(config) if item.name not in EXECUTION | {"seed"}]
+    return {"algorithm": config.algorithm, **{name: getattr(config, name) for name in names}}
+
+
+def _labels(identities: Sequence[dict[str, Any]]) -> list[str]:
+    """The algorithm and the values in which the groups that have the field at all differ."""
+    names = dict.fromkeys(name for identity in identities for name in identity if name != "algorithm")
+    values = {name: {identity[name] for identity in identities if name in identity} for name in names}
+    return [
+        " ".join([i["algorithm"], *[f"{n}={_text(v)}" for n, v in i.items() if len(values.get(n, ())) > 1]])
+        for i in identities
+    ]
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _by_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs by seed; the same seed twice would count one piece of evidence as two."""
+    seeds: dict[int, Run] = {}
+    for run in runs:
+        other = seeds.setdefault(run.config.seed, run)
+        if other is not run:
+            raise ConfigError(
+                f"{other.path} and {run.path} have the same configuration and seed {run.config.seed}; leave one out"
+            )
+    return tuple(seeds[seed] for seed in sorted(seeds))

@@ -1,0 +1,158 @@
+"""`fedjax-rl report`: finished runs as a table for people (md), for programs (csv, JSON) or for a paper (latex)."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_rl import statistics
+from fedjax_rl.host import output
+from fedjax_rl.reports.finished import Group, gather
+
+CLIENTS = {"eval": "all", "eval_new": "new"}
+NOTE = (
+    "±: 95 % t-interval of the mean over seeds; [ ]: 95 % bootstrap over whole seeds; "
+    "IQM, worst 10 % of clients and P (over the seeds in common): after 1 step"
+)
+
+
+def report(runs: Sequence[Path], format: str = "md", figure: Path | None = None, kept: str = "") -> None:
+    """Print the tables of all groups as md, csv, latex or json, and draw them if a figure is asked for.
+
+    `kept` says where the result is if it cannot be printed.
+    """
+    groups = gather(runs, output.inform)
+    if figure:
+        from fedjax_rl.reports import plot
+
+        plot.draw(groups, figure)
+    rows = {name: [record(group, groups[0], name) for group in groups] for name in _in_common(groups)}
+    env = groups[0].runs[0].config.env
+    if format == "json":
+        paths = {group.label: [str(run.path) for run in group.runs] for group in groups}
+        text = json.dumps({"env": env, "runs": paths, "rows": [row for part in rows.values() for row in part]})
+    elif format == "csv":
+        text = as_csv([row for part in rows.values() for row in part]).rstrip()
+    else:
+        write = {"md": as_markdown, "latex": as_latex}[format]
+        text = "\n\n".join(write(f"{_about(env, part)}, {CLIENTS[name]} clients", part) for name, part in rows.items())
+    output.result(text, kept)
+
+
+def _in_common(groups: Sequence[Group]) -> list[str]:
+    """The kinds of clients that every run was evaluated on."""
+    return [name for name in CLIENTS if all(name in run.returns for group in groups for run in group.runs)]
+
+
+def record(group: Group, first: Group, name: str) -> dict[str, Any]:
+    """One row as numbers: {"group", "backend", "clients", "seeds", "num_clients", "env_steps", "adapt_0", ...}.
+
+    `iqm`, `worst_10` and `p_first_better` are of the returns after one step. What cannot be said (intervals of one
+    seed, the first group's chance against itself or without a seed in common, a step not taken) is missing or None.
+    """
+    scores = group.scores(name)  # [S, N, k+1]
+    seeds, count, columns = scores.shape
+    row = {"group": group.label, "backend": group.runs[0].config.backend, "clients": CLIENTS[name]}
+    row |= {"seeds": seeds, "num_clients": count}
+    row["env_steps"] = group.env_steps()
+    for j in range(columns):
+        row |= _over_seeds(f"adapt_{j}", scores[:, :, j].mean(axis=1))
+    if columns > 1:
+        after = scores[:, :, 1]
+        row |= _bootstrapped("iqm", statistics.iqm, after)
+        row |= _over_seeds("worst_10", statistics.worst_tenth(after))
+        other = first.scores(name)
+        common = sorted(set(first.seeds) & set(group.seeds))  # a seed's clients have the same tasks in both
+        if first is not group and common and other.shape[1] == count and other.shape[2] > 1:
+            ours, theirs = ([g.seeds.index(seed) for seed in common] for g in (first, group))
+            row |= _bootstrapped("p_first_better", statistics.improvement, other[ours, :, 1] - after[theirs])
+    return row
+
+
+def _over_seeds(name: str, values: Any) -> dict[str, float | None]:
+    mean, half = statistics.mean_ci95(values.tolist())
+    return {name: mean, f"{name}_ci95": half if len(values) > 1 else None}
+
+
+def _bootstrapped(name: str, statistic: Any, scores: Any) -> dict[str, float | None]:
+    low, high = statistics.bootstrap_ci95(statistic, scores) if len(scores) > 1 else (None, None)
+    return {name: statistic(scores), f"{name}_low": low, f"{name}_high": high}
+
+
+def _about(env: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The environment, and the engine that all groups have in common; where they differ, their labels say it."""
+    engines = {row["backend"] for row in rows} - {"auto"}
+    return f"{env} on {engines.pop()} physics" if len(engines) == 1 else env
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a group and kind of clients, at full precision; empty where there is no number."""
+    steps = [f"adapt_{j}" for j in range(_columns(rows))]
+    header = ["group", "backend", "clients", "seeds", "num_clients", "env_steps"]
+    header += [part for name in (*steps, "worst_10") for part in (name, f"{name}_ci95")]
+    header += [part for name in ("iqm", "p_first_better") for part in (name, f"{name}_low", f"{name}_high")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_markdown(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A table whose columns are aligned in a terminal too."""
+    table = _cells(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in table]
+    return "\n".join([f"**{title}**", "", *lines, "", _note(rows)])
+
+
+def as_latex(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A booktabs tabular, which needs the package booktabs and nothing else."""
+    table = _cells(rows)
+    header, *body = [" & ".join(map(_latex, line)) + r" \\" for line in table]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
+    lines = [begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([f"% {title}", *lines, f"% {_note(rows)}"])
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Header and rows as text; "-" where there is no number."""
+    steps = [f"{j} step{'s' if j > 1 else ''}" if j else "before" for j in range(_columns(rows))]
+    table = [["run", "seeds", "clients", "env steps", *steps, "IQM", "worst 10 %", "P(first row better)"]]
+    for row in rows:
+        size = f"{row['env_steps']:,}" if row["env_steps"] else "-"
+        cells = [row["group"], str(row["seeds"]), str(row["num_clients"]), size]
+        cells += [_interval(row, name, 1) for name in (*[f"adapt_{j}" for j in range(len(steps))], "iqm", "worst_10")]
+        table.append([*cells, _interval(row, "p_first_better", 2)])
+    return table if len(rows) > 1 else [line[:-1] for line in table]
+
+
+def _interval(row: dict[str, Any], name: str, digits: int) -> str:
+    if row.get(name) is None:
+        return "-"
+    text = f"{row[name]:.{digits}f}"
+    if row.get(f"{name}_ci95") is not None:
+        return f"{text} ± {row[f'{name}_ci95']:.{digits}f}"
+    if row.get(f"{name}_low") is not None:
+        return f"{text} [{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
+    return text
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> int:
+    """The largest number of adaptation columns 0..k of any row."""
+    return sum(any(f"adapt_{j}" in row for row in rows) for j in range(max(map(len, rows))))
+
+
+def _note(rows: Sequence[dict[str, Any]]) -> str:
+    return NOTE + ("; 1 seed: no interval" if any(row["seeds"] == 1 for row in rows) else "")
+
+
+def _latex(cell: str) -> str:
+    """A cell with LaTeX's special characters escaped, and signs as mathematics sets them."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    text = cell.translate(str.maketrans({**special, **{mark: "\\" + mark for mark in "&%$#_{}"}}))
+    return re.sub(r"-(?=\d)", "$-$", text)

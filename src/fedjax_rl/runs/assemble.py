@@ -1,0 +1,198 @@
+"""From configurations to the objects that run them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fedjax_rl.algorithms import ALGORITHMS, keep_on_client, with_stragglers
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.envs import Env, make_env, platform
+from fedjax_rl.federation import placement
+from fedjax_rl.federation.aggregators import mean
+from fedjax_rl.federation.selection import SELECTIONS
+from fedjax_rl.federation.server_optimizers import SERVER_OPTIMIZERS
+from fedjax_rl.federation.simulate import Simulation, State, make_simulation
+from fedjax_rl.host.numerics import root_key
+from fedjax_rl.rl.critics import NAME as CRITIC
+from fedjax_rl.rl.critics import mlp_critic
+from fedjax_rl.rl.policies import gaussian_mlp
+from fedjax_rl.rl.problem import make_problem
+from fedjax_rl.trees import all_finite, select
+from fedjax_rl.types import Algorithm, Array, Metrics, Problem
+
+
+class Run(NamedTuple):
+    """A configuration and what it describes."""
+
+    config: Config
+    env: Env
+    problem: Problem
+    algorithm: Algorithm
+    simulation: Simulation
+
+    @property
+    def env_steps_per_round(self) -> int:
+        """Environment steps of one round: selected clients x batches x episodes x horizon."""
+        c = self.config
+        return c.clients_per_round * c.batches * c.episodes * self.env.spec.horizon
+
+
+def make_run(config: Config, values: Mapping[str, Array | float] | None = None, env: Env | None = None) -> Run:
+    """The environment, policy, problem, algorithm and simulation of a configuration.
+
+    Args:
+      config: every value.
+      values: numbers that take the place of the configuration's; they may be traced, and nothing tests them here.
+      env: the configuration's environment, if it is at hand.
+    """
+    if env is None:
+        try:
+            env = make_env(config.env, backend=config.backend, observation=config.observation)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        platform()  # refused in one line, where the environment has not asked for a device
+    of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
+    problem = make_problem(
+        env,
+        gaussian_mlp(env.spec, hidden=config.hidden, activation=config.activation),
+        episodes=config.episodes,
+        discount=of["discount"],
+        gae_lambda=of["gae_lambda"],
+        clip=of["clip"],
+        surrogate=config.surrogate,
+        critic=None if config.critic == "linear" else mlp_critic(env.spec, hidden=config.hidden),
+        value_coef=of["value_coef"],
+        entropy_coef=of["entropy_coef"],
+    )
+    algorithm = _make_algorithm(config, of, problem)
+    simulation = make_simulation(
+        algorithm,
+        num_clients=config.num_clients,
+        clients_per_round=config.clients_per_round,
+        sample_tasks=env.sample_tasks,
+        aggregator=mean(),
+        select=SELECTIONS[config.selection],
+        uplink=_make_uplink(of.get("max_change_norm", 0.0)),
+        dropout=of["dropout"],
+    )
+    return Run(config, env, problem, algorithm, simulation)
+
+
+def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> Algorithm:
+    """The configured algorithm; what its configuration class adds are its factory's arguments of the same names."""
+    engine = {item.name for item in fields(Config)} | {"server", "server_lr", "server_half_life", "max_change_norm"}
+    own = {key: value for key, value in of.items() if key not in engine}
+    if "server" in of:
+        rate = server_rate(of["server_lr"], of["server_half_life"])
+        own["server_opt"] = SERVER_OPTIMIZERS[config.server](rate)
+
+    def make(client_opt):
+        return ALGORITHMS[config.algorithm](
+            problem,
+            client_opt=client_opt,
+            local_steps=config.local_steps,
+            inner_lr=of["inner_lr"],
+            client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
+            **own,
+        )
+
+    client_opt, share = optax.sgd(of["local_lr"]), of["stragglers"]
+    is_cut = not (isinstance(share, float) and share == 0.0)
+    algorithm = with_stragglers(make, client_opt, config.local_steps, share) if is_cut else make(client_opt)
+    return keep_on_client(algorithm, (CRITIC,)) if config.critic == "local" else algorithm
+
+
+def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOrSchedule:
+    """rate * 2^(-round / half_life), the round as the optimiser's state counts it; `rate` for a half-life of 0."""
+    if isinstance(half_life, float) and half_life == 0.0:
+        return rate
+    return lambda count: rate * 0.5 ** (count / half_life)
+
+
+def _make_uplink(max_change_norm: Array | float) -> optax.GradientTransformation | None:
+    """Clipping to a norm; 0 stands for no clip, also where a sweep has it beside other norms."""
+    if isinstance(max_change_norm, float):
+        return optax.clip_by_global_norm(max_change_norm) if max_change_norm else None
+    return optax.clip_by_global_norm(jnp.where(max_change_norm == 0, jnp.inf, max_change_norm))
+
+
+class Group(NamedTuple):
+    """G runs that differ only in seed and floats: the members of one program, stacked on a leading axis [G].
+
+    configs: of the members. values: the floats that differ, [G] each. run: the first member, for what all share. mesh:
+    the devices, None for one.
+    """
+
+    configs: tuple[Config, ...]
+    values: dict[str, np.ndarray]
+    run: Run
+    mesh: Mesh | None
+
+    def member(self, values: Mapping[str, Array | float]) -> Run:
+        """One member's objects, from its values."""
+        return make_run(self.run.config, values, self.run.env)
+
+    def values_of(self, i: int) -> dict[str, np.ndarray]:
+        """Member i's values."""
+        return {key: value[i] for key, value in self.values.items()}
+
+
+def static_fields(config: Config) -> tuple:
+    """What two configurations must have in common to share a program: all but the seed and the floats.
+
+    A rate that falls and one that stays are two programs: only the first keeps a count.
+    """
+    named = [(item.name, getattr(config, item.name)) for item in fields(config) if item.name != "seed"]
+    falls = getattr(config, "server_half_life", 0.0) > 0
+    return (config.algorithm, falls, *[pair for pair in named if not isinstance(pair[1], float)])
+
+
+def make_group(configs: Sequence[Config]) -> Group:
+    """The group of configurations that have `static_fields` in common."""
+    first = make_run(configs[0])
+    floats = [item.name for item in fields(configs[0]) if isinstance(getattr(configs[0], item.name), float)]
+    columns = {name: [getattr(c, name) for c in configs] for name in floats}
+    values = {name: np.array(column, np.float32) for name, column in columns.items() if len(set(column)) > 1}
+    return Group(tuple(configs), values, first, placement.make_mesh(len(configs)))
+
+
+def initial_state(run: Run) -> State:
+    """The state before the first round; all of it follows from the seed."""
+    return jax.jit(run.simulation.init)(root_key(run.config.seed))
+
+
+def initial_states(group: Group) -> State:
+    """Every member's state [G] before the first round."""
+
+    def init(seed, values):
+        return group.member(values).simulation.init(root_key(seed))
+
+    seeds = np.array([c.seed for c in group.configs], np.uint32)
+    return placement.jit(jax.vmap(init), group.mesh, by_member=True)(seeds, group.values)
+
+
+def abstract_state(run: Run) -> State:
+    """Shapes and types of the state, without computing it."""
+    return jax.eval_shape(run.simulation.init, root_key(run.config.seed))
+
+
+def round_of(group: Group, states: State, alive: Array, values: dict[str, Array]) -> tuple[State, Array, Metrics]:
+    """One round of every member: states [G], alive [G] bool -> the same, and metrics [G].
+
+    A member whose server ceases to be finite is not alive from then on: it keeps its last finite state.
+    """
+
+    def one(state, still, of):
+        new, metrics = group.member(of).simulation.round(state)
+        ok = still & all_finite(new.server)
+        # the key stays what it is; JAX's check for keys used twice would take a choice between it and itself for a use
+        kept = select(ok, new._replace(key=()), state._replace(key=()))
+        return kept._replace(key=state.key), ok, metrics
+
+    return jax.vmap(one)(states, alive, values)

@@ -1,0 +1,212 @@
+"""The host's loop: rounds on the device, records and checkpoints on the disk, the last evaluation.
+
+It runs a group, whose members differ in seed and floats; a single run is a group of one.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_rl import statistics
+from fedjax_rl.config import Config
+from fedjax_rl.config.sources import to_toml
+from fedjax_rl.federation import placement, simulate
+from fedjax_rl.host import exits, signals
+from fedjax_rl.host.signals import Interrupted
+from fedjax_rl.runs import checkpoint, nan_dump, records, rundir, scoring
+from fedjax_rl.runs.assemble import Group, initial_states, round_of
+from fedjax_rl.runs.progress import Reporter
+
+LONG_SILENCE = 10  # rounds without a client that was heard, at the end of a run, after which it is no success
+
+
+class Diverged(exits.Refusal):
+    """No member's state is finite any more."""
+
+    code = exits.DIVERGED
+
+
+class Result(NamedTuple):
+    """A member's last state, its environment steps, and its returns ("eval": all clients, "eval_new": new ones)."""
+
+    state: simulate.State
+    env_steps: int
+    summaries: dict[str, dict[str, Any]]
+
+
+class Program(NamedTuple):
+    """One round, compiled: (states, alive, values) -> (states, alive, metrics), states donated; and its seconds."""
+
+    step: Any
+    compile_s: float
+
+
+def train(
+    group: Group, program: Program, states: simulate.State, directories: Sequence[Path], reporter: Reporter
+) -> list[Result | None]:
+    """Run the rounds that are left, then evaluate. A directory gets a line a round and a checkpoint now and then.
+
+    All members are in the same round; a member that diverges is reported and has no result.
+    """
+    config = group.run.config
+    is_over = threading.Event()  # from then on all is saved; before, an evaluation left out would be missing for ever
+    with signals.heeded() as caught:
+        evaluations = scoring.make_evaluations(group, pause=lambda: stop_if(is_over.is_set() and _agreed(caught)))
+        states, alive = _rounds(group, program, states, directories, reporter, evaluations, caught)
+        is_over.set()
+        results: list[Result | None] = []
+        count = config.final_clients or config.num_clients
+        reporter.say(f"evaluating {count} clients and {config.new_clients} new ones")
+        for i, directory in enumerate(directories):
+            state = member(states, i)
+            env_steps = int(state.round) * group.run.env_steps_per_round
+            summaries = scoring.final(evaluations[i], state, directory) if alive[i] else None
+            results.append(summaries and Result(state, env_steps, summaries))
+    return results
+
+
+def member(states: simulate.State, i: int) -> simulate.State:
+    """Member i's state."""
+    return jax.tree.map(lambda x: x[i], states)
+
+
+def _rounds(group, program, states, directories, reporter, evaluations, caught) -> tuple[simulate.State, np.ndarray]:
+    config = group.run.config
+    number = int(states.round[0])
+    alive = np.ones(len(directories), bool)
+    unsaved = not all(number in checkpoint.steps(d / rundir.CHECKPOINTS) for d in directories)
+    compile_s, silent = program.compile_s, np.zeros(len(directories), bool)
+    reporter.start(number, config.rounds)
+    try:
+        while number < config.rounds and not _agreed(caught):
+            began, before, earlier = time.perf_counter(), np.asarray(alive), states
+            states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
+            number, unsaved = number + 1, True
+            rows = _rows(measured, number, time.perf_counter() - began, group, compile_s)
+            compile_s = 0.0
+            _dump(group, earlier, rows, before, directories, reporter)
+            _report(rows, before, np.asarray(alive), directories, reporter)
+            silent |= _say_silence(rows, before & ~silent, config, directories, reporter)
+            is_last, scores = number == config.rounds, {}
+            if config.eval_every and number % config.eval_every == 0 and not is_last:
+                for i in np.flatnonzero(alive):
+                    scores[i] = scoring.periodic(evaluations[i], member(states, i), directories[i], number)
+            if number % config.save_every == 0 or is_last or scores:
+                _save(group, states, alive, directories, number, scores)
+                unsaved = False
+        stop = _agreed(caught)
+        if stop and unsaved:
+            _save(group, states, alive, directories, number, {})
+    finally:
+        reporter.stop()
+    stop_if(stop)
+    return states, np.asarray(alive)
+
+
+def _agreed(caught: list[int]) -> int:
+    """The signal that any of the processes has caught; 0 for none. All of them ask after the same round."""
+    return placement.agree_to_end(caught[0] if caught else 0)
+
+
+def stop_if(signal_number: int) -> None:
+    """End a run that is saved, where a signal asked for it."""
+    if signal_number:
+        raise Interrupted(signal_number)
+
+
+def compile_round(group: Group) -> Program:
+    """The program of one round, the only one of the loop."""
+    began = time.perf_counter()
+    states = jax.eval_shape(lambda: initial_states(group))
+    alive = jax.ShapeDtypeStruct((len(group.configs),), bool)
+
+    def round_of_members(*args):
+        return round_of(group, *args)
+
+    donated = () if group.run.config.nan_dump else 0  # a dump is made of the state before the round
+    step = (
+        placement.jit(round_of_members, group.mesh, by_member=True, donate_argnums=donated)
+        .lower(states, alive, group.values)
+        .compile()
+    )
+    return Program(step, time.perf_counter() - began)
+
+
+def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> list[dict[str, Any]]:
+    """A line of metrics for each member; the time is the whole group's."""
+    speed = group.run.env_steps_per_round / seconds
+    times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
+    columns = sorted((key, statistics.short(column)) for key, column in measured.items())
+    members = range(len(group.configs))
+    return [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in members]
+
+
+def _report(rows, before, after, directories, reporter) -> None:
+    """Record the members that were alive; say who is not any more; stop when nobody is left."""
+    for i in np.flatnonzero(before):
+        rundir.append(directories[i] / rundir.METRICS, rows[i])
+    reporter.round([rows[i] for i in np.flatnonzero(before)])
+    number, lost = rows[0]["round"], np.flatnonzero(before & ~after)
+    for i in lost:
+        rundir.mark_diverged(directories[i], number)
+    for i in lost:
+        ckpt = directories[i] / rundir.CHECKPOINTS
+        good = next(iter(checkpoint.steps(ckpt)), None)
+        where = f"last good checkpoint: {ckpt / str(good)}" if good is not None else "no checkpoint was saved before"
+        line = f"diverged in round {number}: the server's state is not finite; {where}; lower server_lr"
+        if not after.any():
+            raise Diverged(line)
+        reporter.warn(f"{directories[i]} {line}; the other members go on")
+
+
+def _save(group, states, alive, directories, number, scores) -> None:
+    for i in np.flatnonzero(alive):
+        config = group.configs[i]
+        rundir.sync_records(directories[i])
+        checkpoint.save(
+            directories[i] / rundir.CHECKPOINTS,
+            number,
+            member(states, i),
+            scores.get(i),
+            config=to_toml(config),
+            keep_every=config.keep_every,
+        )
+
+
+def _say_silence(rows, who, config, directories, reporter) -> np.ndarray:
+    """Say of each member among `who` that nobody was heard in this round; the members [G] of which it is so."""
+    silent = np.array([_nobody_heard(row, config) for row in rows]) & who
+    for i in np.flatnonzero(silent):
+        row = rows[i]
+        reporter.warn(
+            f"{directories[i]}: nobody was heard in round {row['round']} ({row['health/nonfinite_clients']} of "
+            f"{config.clients_per_round} clients were not finite): the server stays as it is; this is said once"
+        )
+    return silent
+
+
+def _nobody_heard(row: dict[str, Any], config: Config) -> bool:
+    return row.get("health/dropped_clients") == config.clients_per_round
+
+
+def silence(directory: Path, config: Config) -> int:
+    """The number of rounds at the end of a run in which nobody was heard, if it is long or the whole run; else 0."""
+    rows = records.read(directory / rundir.METRICS).rows
+    count = sum(1 for _ in itertools.takewhile(lambda row: _nobody_heard(row, config), reversed(rows)))
+    return count if count >= min(LONG_SILENCE, len(rows)) else 0
+
+
+def _dump(group, states, rows, alive, directories, reporter) -> None:
+    """Write down, for `replay`, who ceased to be finite in the round that began with `states`."""
+    for i in np.flatnonzero(alive) if group.run.config.nan_dump else ():
+        client = int(rows[i][simulate.SUSPECT])
+        if client >= 0:
+            path = nan_dump.dump(group.run, group.configs[i], member(states, i), client, directories[i])
+            if path:
+                reporter.warn(f"client {client} was not finite in round {rows[i]['round']}: fedjax-rl replay {path}")

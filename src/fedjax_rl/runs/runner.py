@@ -1,0 +1,198 @@
+"""Bringing runs to their end: those that can share a program do, what is finished stays, what was begun goes on."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.envs import engine
+from fedjax_rl.federation import placement
+from fedjax_rl.federation.simulate import State
+from fedjax_rl.host import signals
+from fedjax_rl.host.exits import NoCheckpoint
+from fedjax_rl.host.numerics import pinned
+from fedjax_rl.runs import checkpoint, loop, mending, records, rundir, scoring
+from fedjax_rl.runs.assemble import Group, abstract_state, initial_states, make_group, make_run, static_fields
+from fedjax_rl.runs.progress import Reporter
+
+MEMORY_SHARE = 0.8  # of what is available, for the program of a round
+
+
+def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path]:
+    """Bring every run to its last round and evaluation.
+
+    Directories that do not exist are made; finished and diverged runs are left alone; the others go on from their
+    newest common checkpoint. Runs that differ only in seed and floats are members of one program.
+
+    Returns:
+      The runs that cannot go on for want of a checkpoint; each was named.
+
+    Raises:
+      ConfigError: a directory holds a run of another configuration, finished or not.
+      Interrupted: a signal came; what was begun is saved.
+    """
+    members = {path: with_engine(path, config) for path, config in members.items()}
+    for path, config in members.items():
+        if (path / rundir.CONFIG).exists():
+            rundir.refuse_another(config, rundir.open_run(path), path, "move it away, or choose another directory")
+    lost: list[Path] = []
+    with signals.heeded() as caught:
+        for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
+            loop.stop_if(placement.agree(caught[0] if caught else 0))
+            lost += _bring(paths, members, reporter)
+    placement.agree(0)  # what the first process has written is there for all to read
+    return lost
+
+
+def with_engine(path: Path, config: Config) -> Config:
+    """The configuration with its physics engine by name; a run that was begun keeps its own.
+
+    Raises:
+      ConfigError: this machine does not have the engine that the run was begun on.
+    """
+    if not (path / rundir.CONFIG).exists():
+        return replace(config, backend=engine(config.env, config.backend))
+    if config.backend == "auto":
+        config = replace(config, backend=rundir.open_run(path).backend)
+    try:
+        engine(config.env, config.backend, strict=True)
+    except ConfigError as error:
+        remedy = "go on where there is, or train anew with another --out"
+        raise ConfigError(f"{path} was begun on {config.backend} physics; {error}; {remedy}") from None
+    return config
+
+
+@pinned()
+def check(members: Mapping[Path, Config]) -> None:
+    """Make every environment that the members need, so that what cannot be made is refused before anything is written.
+
+    Raises:
+      ConfigError: one cannot.
+    """
+    kinds = {(c.env, c.backend, c.observation): c for c in members.values()}
+    for config in kinds.values():
+        make_run(config)
+
+
+def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter) -> list[Path]:
+    """Bring a group to its end, without the members (returned) that have lost their checkpoints."""
+    lost: list[Path] = []
+    while left := [path for path in paths if path not in lost]:
+        try:
+            run_group([members[path] for path in left], left, reporter)
+            break
+        except loop.Diverged as error:  # nobody of this group is left; the other groups go on
+            reporter.warn(str(error))
+            break
+        except NoCheckpoint as error:
+            reporter.warn(f"{error}; the other runs go on")
+            lost.append(error.run)
+    return lost
+
+
+def is_settled(path: Path, config: Config) -> bool:
+    """Is there nothing left to do: diverged, or evaluated after the last round, kept and recorded soundly?
+
+    A run without any checkpoint is one whose records alone were kept.
+    """
+    if (path / rundir.DIVERGED).exists():
+        return True
+    if max(checkpoint.steps(path / rundir.CHECKPOINTS), default=config.rounds) < config.rounds:
+        return False
+    is_sound = not any(records.read(path / name).faults for name in (rundir.METRICS, rundir.EVAL))
+    return is_sound and any(row["round"] >= config.rounds for row in scoring.finals(path))
+
+
+def together(members: Mapping[Path, Config]) -> list[list[Path]]:
+    """Paths of the runs that can share a program and a round: those begun apart from those not begun."""
+    groups: dict[tuple, list[Path]] = {}
+    for path, config in members.items():
+        groups.setdefault((static_fields(config), rundir.has_checkpoint(path)), []).append(path)
+    return list(groups.values())
+
+
+@pinned()
+def run_group(configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter) -> list[loop.Result | None]:
+    """Bring the members of one group to their end, in as many programs as memory demands; results in their order."""
+    group = make_group(configs)  # first: what cannot be made leaves no directory behind
+    for directory, config in zip(directories, configs, strict=True):
+        if not (directory / rundir.CONFIG).exists():
+            checkpoint.probe(directory)
+            rundir.create(directory, config)
+        rundir.refuse_lost(directory, config)
+    with ExitStack() as locks:
+        for directory in directories:
+            locks.enter_context(rundir.writer(directory))
+        for directory in directories:
+            mending.refuse_unreadable(directory)
+        begun = placement.agree(rundir.has_checkpoint(directories[0]))
+        states = restored_states(group, directories, reporter.warn) if begun else None
+        number = 0 if states is None else int(states.round[0])
+        for directory, config in zip(directories, configs, strict=True):
+            mending.go_back(directory, config, number, reporter.warn)
+        program = compile_members(group, reporter)
+        if program is None:
+            half = len(configs) // 2
+            locks.close()
+            parts = [(configs[:half], directories[:half]), (configs[half:], directories[half:])]
+            return [result for part in parts for result in run_group(*part, reporter)]
+        return loop.train(group, program, initial_states(group) if states is None else states, directories, reporter)
+
+
+def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:
+    """The group's program of a round, or None when it needs more memory than there is and the group can be halved."""
+    program = loop.compile_round(group)
+    members, steps = len(group.configs), group.run.env_steps_per_round * len(group.configs)
+    need, have = memory_needed(program.step), memory_available()
+    short = have is not None and need > MEMORY_SHARE * have
+    if not placement.agree(short):
+        reporter.say(f"compiled one round in {program.compile_s:.1f} s; {steps:,} environment steps a round")
+        return program
+    line = f"{members} members need {need / 2**30:.1f} GiB of {(have or 0) / 2**30:.1f} GiB available"
+    if members > 1:
+        reporter.say(f"{line}: split in two")
+        return None
+    reporter.say(f"{line}: lower --client-batch, --clients-per-round or --episodes if memory runs out")
+    return program
+
+
+def memory_needed(step: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program holds at most: arguments, results and temporaries, donated ones counted once."""
+    sizes = step.memory_analysis()
+    kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return kept + sizes.temp_size_in_bytes
+
+
+def memory_available() -> int | None:
+    """Bytes free on the device (on a CPU: in the machine), or None when the platform does not tell."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+def restored_states(group: Group, directories: Sequence[Path], say) -> State:
+    """The members' states [G] at the newest step that is good for all; records past it are forgotten."""
+    limits = [mending.newest_covered(directory, say) for directory in directories]
+    like, limit = abstract_state(group.run), min((limit for limit in limits if limit is not None), default=None)
+    while True:
+        found = [checkpoint.restore(d / rundir.CHECKPOINTS, like, say, at_most=limit) for d in directories]
+        step = min(restored.step for restored in found)
+        if all(restored.step == step for restored in found):
+            break
+        limit = step
+    if step > group.run.config.rounds:
+        raise ConfigError(f"--rounds {group.run.config.rounds}: {step} rounds are done already; ask for more")
+    for directory in directories:
+        checkpoint.set_aside_after(directory / rundir.CHECKPOINTS, step)
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[restored.state for restored in found])
+    return placement.whole(states, group.mesh)

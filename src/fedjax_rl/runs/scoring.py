@@ -1,0 +1,164 @@
+"""Evaluation of a run: all clients, new clients, and the score by which a checkpoint is the best."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rl import statistics, trees
+from fedjax_rl.config import Config
+from fedjax_rl.federation import simulate
+from fedjax_rl.federation.evaluate import column_keys, make_evaluate, make_steps
+from fedjax_rl.federation.placement import make_mesh, map_clients
+from fedjax_rl.runs import checkpoint, records, rundir
+from fedjax_rl.runs.assemble import Group, Run, make_run
+from fedjax_rl.types import Array, Tree
+
+Returns = list[list[float]]
+
+
+class Evaluation(NamedTuple):
+    """How a run is evaluated.
+
+    run: what is evaluated. score: (clients, tasks, state, key) -> returns [n][k+1]. model: "personal", or "global" for
+    what a client without a past acts with.
+    """
+
+    run: Run
+    score: Callable[..., Returns]
+    model: str
+
+
+def make_evaluation(
+    run: Run,
+    rates: tuple[float, ...] = (),
+    steps: int | None = None,
+    model: str | None = None,
+) -> Evaluation:
+    """The evaluation of one run: a group's of one."""
+    return make_evaluations(Group((run.config,), {}, run, None), rates, steps, model)[0]
+
+
+def make_evaluations(
+    group: Group,
+    rates: tuple[float, ...] = (),
+    steps: int | None = None,
+    model: str | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> list[Evaluation]:
+    """An evaluation of each member, all by one compiled program.
+
+    Adaptation step j has rate rates[j]; the last rate serves the steps that follow. The default is the run's own rate,
+    number of steps and model. `pause` is called before every step.
+    """
+
+    def objects(values):
+        run = group.member(values)
+        return run.problem, run.algorithm
+
+    program = make_evaluate(objects, make_mesh(), pause)
+
+    def one(i: int) -> Evaluation:
+        config = group.configs[i]
+        count = config.adapt_steps if steps is None else steps
+        chosen = rates or (config.inner_lr,)
+        each = [np.float32(chosen[min(j, len(chosen) - 1)]) for j in range(count + 1)]
+        columns = [group.values_of(i) | {"inner_lr": rate} for rate in each]
+
+        def score(clients: Tree, tasks: Tree, state: simulate.State, key: Array) -> Returns:
+            return statistics.short(program(columns, state.server.shared, clients, tasks, key))
+
+        return Evaluation(make_run(config, None, group.run.env), score, model or config.model)
+
+    return [one(i) for i in range(len(group.configs))]
+
+
+def periodic(evaluation: Evaluation, state: simulate.State, directory: Path, number: int) -> float:
+    """Evaluate some clients between rounds, record it, and return the score."""
+    config = evaluation.run.config
+    returns = old_clients(evaluation, state, config.eval_clients or config.num_clients)
+    record = {"round": number, "final": False, **statistics.named("eval", statistics.summarise(returns))}
+    rundir.append(directory / rundir.EVAL, {**record, "eval/returns": returns}, sync=True)
+    return _score(returns[: _compared(config)])
+
+
+def final(evaluation: Evaluation, state: simulate.State, directory: Path) -> dict[str, dict[str, Any]]:
+    """Evaluate the federation's clients and new ones, record it, and score the last checkpoint."""
+    number, config = int(state.round), evaluation.run.config
+    returns = {"eval": old_clients(evaluation, state, config.final_clients or config.num_clients)}
+    if config.new_clients:
+        returns["eval_new"] = new_clients(evaluation, state, config.new_clients)
+    record: dict[str, Any] = {"round": number, "final": True}
+    for name, rows in returns.items():
+        record |= {**statistics.named(name, statistics.summarise(rows)), f"{name}/returns": rows}
+    rundir.append(directory / rundir.EVAL, record, sync=True)
+    checkpoint.set_score(directory / rundir.CHECKPOINTS, number, _score(returns["eval"][: _compared(config)]))
+    return {name: statistics.summarise(rows) for name, rows in returns.items()}
+
+
+def _compared(config: Config) -> int:
+    """How many clients the scores of a run's checkpoints are about: as many as all its evaluations have.
+
+    A client's return does not depend on how many are evaluated with it, so these means compare.
+    """
+    return min(config.eval_clients or config.num_clients, config.final_clients or config.num_clients)
+
+
+def finals(directory: Path) -> list[dict[str, Any]]:
+    """The records of the evaluations that ended a run (several, when it was prolonged), oldest first."""
+    return [record for record in records.read(directory / rundir.EVAL).rows if record["final"]]
+
+
+def score_at(directory: Path, number: int) -> float:
+    """The mean return after one step when the run ended in a round; -inf when it never did."""
+    returns = [record["eval/returns"] for record in finals(directory) if record["round"] == number]
+    return _score(returns[-1]) if returns else -math.inf
+
+
+def old_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:
+    """Returns [count][k+1] of the federation's first clients."""
+    clients, tasks = jax.tree.map(lambda x: x[:count], (state.clients, state.tasks))
+    if evaluation.model == "global":
+        clients = _without_a_past(evaluation.run, state, count)
+    return evaluation.score(clients, tasks, state, _old_key(state))
+
+
+def adapted(run: Run, state: simulate.State, ids: Array, steps: int) -> tuple[Tree, Tree]:
+    """The models [n] of the federation's clients `ids` [n] before adaptation and after `steps` of it.
+
+    They are the models whose returns `old_clients` measures: the same episodes, rate and start.
+    """
+    start, column = make_steps(lambda values: (run.problem, run.algorithm))
+    clients = _without_a_past(run, state, run.config.num_clients) if run.config.model == "global" else state.clients
+    clients, tasks, shared = trees.take(clients, ids), trees.take(state.tasks, ids), state.server.shared
+    before = models = start(None, shared, clients, tasks)
+    for j in range(steps):
+        _, models = column(None, shared, clients, models, tasks, column_keys(_old_key(state), j, ids))
+    return before, models
+
+
+def _old_key(state: simulate.State) -> Array:
+    return simulate.stream(state.key, simulate.EVALUATE, state.round)
+
+
+def new_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:
+    """Returns [count][k+1] of clients that were never trained on; who they are follows from the seed alone."""
+    tasks = evaluation.run.env.sample_tasks(simulate.stream(state.key, simulate.NEW_TASKS), count)
+    clients = _without_a_past(evaluation.run, state, count)
+    return evaluation.score(clients, tasks, state, simulate.stream(state.key, simulate.EVALUATE_NEW, state.round))
+
+
+def _without_a_past(run: Run, state: simulate.State, count: int) -> Tree:
+    """What new clients hold [count]."""
+    keys = simulate.per_client(simulate.stream(state.key, simulate.NEW_CLIENTS), jnp.arange(count))
+    return map_clients(run.algorithm.init_client, num_broadcast=1)(state.server.shared, keys)
+
+
+def _score(returns: Returns) -> float:
+    """The mean return after one step (before adaptation if none is taken): what "best" means."""
+    column = [row[min(1, len(row) - 1)] for row in returns]
+    return statistics.mean_ci95(column)[0]
