@@ -7,6 +7,7 @@ repeated until all is done. There is no mathematics here.
 
 import argparse
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
@@ -201,8 +202,13 @@ def finish(figure: Any, path: Path, note: str) -> None:
 
 
 def over(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: Any) -> Members:
-    """A line's members, one for each seed, in ENV/LABEL/seedS."""
-    return {f"{env}/{label}/seed{s}": configure(scale, algorithm, env, seed=s, **values) for s in scale.seeds}
+    """A line's members, one for each seed, in ENV/LABEL/seedS; the label as a slug."""
+    return {f"{env}/{slug(label)}/seed{s}": configure(scale, algorithm, env, seed=s, **values) for s in scale.seeds}
+
+
+def slug(label: str) -> str:
+    """A label as a path: what is not a letter, a digit or one of . = _ becomes "-"."""
+    return re.sub(r"[^A-Za-z0-9.=_]+", "-", label)
 
 
 def line(scale: Scale, env: str, label: str, algorithm: str = "fmrl", **values: Any) -> Members:
@@ -226,7 +232,7 @@ def tuned_rate(
     """
     cells: dict[float, Members] = {}
     for rate in rates:
-        names = {f"{env}/{label}/tuning/{key}={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
+        names = {f"{env}/{slug(label)}/tuning/{key}={rate}/seed{seed}": seed for seed in TUNING_SEEDS}
         cells[rate] = {
             name: configure(scale, algorithm, env, seed=seed, **{key: rate}, **LEAN, **values)
             for name, seed in names.items()
@@ -334,12 +340,12 @@ def main(
         type=Path,
         default=(),
         metavar="DIR",
-        help="other experiments' directories: take their runs",
+        help="other experiments' directories, or runs.tar.xz of docs/results: take their runs",
     )
     args = parser.parse_args()
     out = args.out or Path("results") / f"{name}-{args.scale}"
-    if unknown := [path for path in args.reuse if not path.is_dir()]:
-        parser.error(f"--reuse {unknown[0]}: no such directory")
+    if unknown := [path for path in args.reuse if not path.exists()]:
+        parser.error(f"--reuse {unknown[0]}: no such directory or archive")
     scale = SCALES[args.scale]._replace(reuse=tuple(args.reuse))
     try:
         experiment(scale, out, tuple(args.envs), *([tuple(args.methods)] if by_method else []))

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments import table1
-from experiments.common import METHODS, Members, Scale, finish, footer, main, metrics, pyplot, run
+from experiments.common import METHODS, Members, Scale, finish, footer, main, pyplot, run
+from fedjax_rl import statistics
 
 STEPS, FILE = 5, "fig6.json"
 
@@ -44,7 +45,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
             everyone |= cell
             rows = [score(out / name, 4 if scale.name == "tiny" else 100) for name in cell]
             scores.setdefault(env, {})[method] = rows
-            columns = np.array([metrics.mean_ci95(column) for column in zip(*rows, strict=True)], float)
+            columns = np.array([statistics.mean_ci95(column) for column in zip(*rows, strict=True)], float)
             [line, *_] = panel.errorbar(
                 range(STEPS + 1), columns[:, 0], columns[:, 1], label=method, capsize=2, lw=1.5, marker="o", ms=3
             )

@@ -1,16 +1,25 @@
-"""Runs that another experiment has finished are not run again: `--reuse DIR ...` names where to look for them."""
+"""Runs that another experiment has finished are not run again: `--reuse DIR ...` names where to look for them.
 
+A place is a directory, or a study's archive of runs.
+"""
+
+import functools
+import hashlib
 import json
 import shutil
+import tarfile
+import tempfile
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedjax_rl.config import EXECUTION, Config
+from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.runs import rundir, runner
 
 FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL, "fig6.json")  # the last where new clients were evaluated
 NOTE = "reused.json"
+_KEPT: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 
 
 def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> list[str]:
@@ -32,8 +41,26 @@ def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> lis
 
 
 def runs(source: Path) -> list[Path]:
-    """The run directories below a directory."""
-    return sorted(file.parent for file in source.rglob(rundir.CONFIG))
+    """The run directories below a directory, or in an archive."""
+    root = source if source.is_dir() else unpacked(source)
+    return sorted(file.parent for file in root.rglob(rundir.CONFIG))
+
+
+@functools.cache
+def unpacked(archive: Path) -> Path:
+    """The content of a study's archive, whose sha256 is in the study.toml beside it; it stays until the process ends.
+
+    Raises:
+      ConfigError: the archive is not what was packed.
+    """
+    wanted = tomllib.loads((archive.parent / "study.toml").read_text())["sha256"]
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != wanted:
+        raise ConfigError(f"{archive} is damaged: its sha256 is not that of study.toml; check it out again")
+    place = tempfile.TemporaryDirectory()
+    _KEPT.append(place)
+    with tarfile.open(archive) as file:
+        file.extractall(place.name, filter="data")
+    return Path(place.name)
 
 
 def serves(done: Config, asked: Config) -> bool:

@@ -1,7 +1,11 @@
 """The table and the figures at the tiny scale, on real physics: they run, reuse what is there, and say what it is."""
 
 import json
+import shutil
+import subprocess
+import tomllib
 from dataclasses import replace
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -22,13 +26,14 @@ from experiments import (
     fig4,
     fig5,
     fig6,
+    results,
     reuse,
     rollouts,
     servers,
     strategies,
     table1,
 )
-from fedjax_rl.config import CONFIGS
+from fedjax_rl.config import CONFIGS, ConfigError
 from fedjax_rl.runs import records, rundir
 
 ENV = "half_cheetah/direction"
@@ -267,3 +272,35 @@ def test_long_rollouts_are_compared_by_their_standard_errors(table, monkeypatch,
     with pytest.raises(SystemExit, match="2"):
         rollouts.main()
     assert "is a run of ditto: choose one of fmrl" in capsys.readouterr().err
+
+
+def test_a_committed_study_is_made_again_byte_for_byte(tmp_path):
+    """The figure too where the libraries are those that drew it."""
+    study = "curvature_velocity"
+    about = tomllib.loads((results.HOME / study / "study.toml").read_text())
+    differing = results.make(study, tmp_path)
+    drawn_alike = all(about["versions"][name] == version(name) for name in results.DRAWN_BY)
+    assert differing == [] if drawn_alike else "curvature.md" not in differing
+    assert set(about["outputs"]) <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_archives_are_packed_the_same_again_and_damage_is_named(tmp_path, monkeypatch):
+    home = results.HOME / "curvature_velocity"
+    shutil.copytree(home, tmp_path / "curvature_velocity")
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    monkeypatch.setattr(results, "HOME", tmp_path)
+    results.pack("curvature_velocity", reuse.unpacked(home / "runs.tar.xz"))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "curvature_velocity").iterdir()}
+    assert {name for name in after if after[name] != before[name]} <= {"study.toml"}  # versions of this machine
+    archive = tmp_path / "curvature_velocity" / "runs.tar.xz"
+    archive.write_bytes(before["runs.tar.xz"][:-40] + bytes(40))
+    with pytest.raises(ConfigError, match=r"runs.tar.xz is damaged: its sha256 is not that of study.toml"):
+        reuse.unpacked(archive)
+
+
+def test_the_repository_has_no_path_with_a_space_or_a_comma():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=results.ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    names = listed.stdout.split("\0")
+    assert len(names) > 100 and not [name for name in names if {" ", ","} & set(name)]

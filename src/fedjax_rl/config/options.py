@@ -31,7 +31,8 @@ EXECUTION = frozenset(
 )
 # Values that runs of earlier versions lack; what they did then is the default.
 LATER = frozenset(
-    "critic value_coef entropy_coef keep_every nan_dump dropout stragglers server_half_life final_clients".split()
+    "selection max_change_norm critic value_coef entropy_coef keep_every nan_dump dropout stragglers "
+    "server_half_life final_clients".split()
 )
 
 

@@ -99,7 +99,7 @@ def loads(text: str, where: object = "the configuration") -> Config:
 def to_toml(config: Config) -> str:
     """Every value as TOML; `load` of it gives the same configuration."""
     lines = [f"schema = {SCHEMA}", f'algorithm = "{config.algorithm}"']
-    lines += [f"{item.name} = {_toml(getattr(config, item.name))}" for item in fields(config)]
+    lines += [f"{item.name} = {literal(getattr(config, item.name))}" for item in fields(config)]
     return "\n".join(lines) + "\n"
 
 
@@ -115,7 +115,8 @@ def _seal(algorithm: str, values: Mapping[str, Any]) -> str:
     return hashlib.sha256("".join([algorithm, "\n", *kept]).encode()).hexdigest()
 
 
-def _toml(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value as TOML."""
     if isinstance(value, str):
         return json.dumps(value)  # a JSON string is a basic string of TOML
     if isinstance(value, tuple):
