@@ -5,12 +5,13 @@ from dataclasses import fields
 
 import pytest
 
-from fedjax_rl import algorithms, config, envs
+from fedjax_rl import config
 from fedjax_rl.cli import parse as arguments
 from fedjax_rl.config import CONFIGS, ConfigError, presets
 from fedjax_rl.config import sources as layers
-from fedjax_rl.config.options import ENV_NAMES, SERVER_NAMES, FedProxConfig, FmrlConfig
+from fedjax_rl.config.options import SERVER_NAMES, FedProxConfig, FmrlConfig
 from fedjax_rl.federation import server_optimizers as optimizers
+from fedjax_rl.host import registry
 from fedjax_rl.rl import policies, surrogates
 
 NAN, INF = float("nan"), float("inf")
@@ -117,6 +118,8 @@ def test_the_paper_preset_has_the_published_numbers():
 
 def _random_value(item, rng):
     rule = item.metadata["rule"]
+    if rule.kind:
+        return rng.choice(registry.names(rule.kind))
     if rule.choices:
         return rng.choice(rule.choices)
     if isinstance(item.default, tuple):
@@ -185,8 +188,7 @@ def test_bad_variables_are_refused():
 
 
 def test_the_light_lists_of_names_are_the_registries():
-    assert set(ENV_NAMES) == set(envs.ENVS)
-    assert set(CONFIGS) == set(algorithms.ALGORITHMS)
+    assert set(CONFIGS) == set(registry.OWN["algorithm"])
     assert set(SERVER_NAMES) == set(optimizers.SERVER_OPTIMIZERS)
     rules = {item.name: item.metadata["rule"] for item in fields(config.Config)}
     assert set(rules["surrogate"].choices) == set(surrogates.SURROGATES)

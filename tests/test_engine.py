@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from fedjax_rl import config, envs
+from fedjax_rl import config
 from fedjax_rl.envs import physics
+from fedjax_rl.host import registry
 from fedjax_rl.runs import rundir, runner, sweep
 
 
@@ -64,7 +65,7 @@ def test_a_new_run_names_its_engine(tmp_path, monkeypatch, machine):
     monkeypatch.setattr(physics, "platform", lambda: machine)
     here = {"cpu": physics.resolve_backend(), "gpu": "mjx"}[machine]
     assert here in physics.BACKENDS
-    for env in envs.ENVS:
+    for env in registry.OWN["environment"]:
         steps = env.split("/")[0] in ("half_cheetah", "ant")
         assert runner.with_engine(tmp_path / "new", small(env)).backend == (here if steps else "auto")
     assert runner.with_engine(tmp_path / "new", small("ant/velocity", backend="native")).backend == "native"

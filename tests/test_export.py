@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fedjax_rl import config
-from fedjax_rl.algorithms import ALGORITHMS
 from fedjax_rl.config import presets
 from fedjax_rl.federation.evaluate import make_steps
+from fedjax_rl.host import registry
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.runs import assemble
 
@@ -40,7 +40,7 @@ def round_text(some):
     return lowered(functools.partial(assemble.round_of, some), *args)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", registry.OWN["algorithm"])
 def test_a_group_of_every_algorithm_lowers_with_products_of_float32(name):
     with pinned():
         text = round_text(group("navigation", name))

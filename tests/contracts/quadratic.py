@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rl.algorithms import ALGORITHMS
 from fedjax_rl.federation import aggregators, simulate
+from fedjax_rl.host import registry
 from fedjax_rl.types import Problem, Stats
 
 INNER_LR, LOCAL_LR, STEPS = 0.2, 0.05, 3
@@ -34,7 +34,7 @@ def sample_tasks(key, n):
 def make(name, *, server_opt=None, problem=PROBLEM, **settings):
     if name != "independent":
         settings["server_opt"] = optax.sgd(1.0) if server_opt is None else server_opt
-    return ALGORITHMS[name](
+    return registry.find("algorithm", name)(
         problem,
         client_opt=optax.sgd(LOCAL_LR),
         local_steps=STEPS,

@@ -8,13 +8,13 @@ import pytest
 
 from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
 from fedjax_rl import trees
-from fedjax_rl.algorithms import ALGORITHMS
 from fedjax_rl.config import CONFIGS
 from fedjax_rl.federation import evaluate, simulate
+from fedjax_rl.host import registry
 from fedjax_rl.types import Aggregate
 
 pytestmark = pytest.mark.usefixtures("x64")
-every = pytest.mark.parametrize("name", ALGORITHMS)
+every = pytest.mark.parametrize("name", registry.OWN["algorithm"])
 
 
 def assert_same(x, y, rtol=0.0):

@@ -12,10 +12,11 @@ from scipy import stats
 from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, federation, make, sample_tasks
 from contracts.test_contract import assert_same
 from fedjax_rl import trees
-from fedjax_rl.algorithms import ALGORITHMS, with_stragglers
+from fedjax_rl.algorithms.parts import with_stragglers
+from fedjax_rl.host import registry
 
 pytestmark = pytest.mark.usefixtures("x64")
-LATE = [name for name in ALGORITHMS if name != "scaffold"]
+LATE = [name for name in registry.OWN["algorithm"] if name != "scaffold"]
 STEPS = 4
 
 
@@ -57,7 +58,7 @@ def late(name, share, **settings):
         if name != "independent":
             settings["server_opt"] = optax.sgd(1.0)
         arguments = {"local_steps": STEPS, "inner_lr": INNER_LR, **settings}
-        return ALGORITHMS[name](PROBLEM, client_opt=client_opt, **arguments)
+        return registry.find("algorithm", name)(PROBLEM, client_opt=client_opt, **arguments)
 
     if share is None:
         return make_with(optax.sgd(LOCAL_LR))

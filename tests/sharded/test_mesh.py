@@ -11,9 +11,9 @@ from jax.sharding import AxisType
 from contracts.quadratic import federation, make
 from contracts.test_contract import assert_same
 from fedjax_rl import config
-from fedjax_rl.algorithms import ALGORITHMS
 from fedjax_rl.config import presets
 from fedjax_rl.federation import placement
+from fedjax_rl.host import registry
 from fedjax_rl.runs import arrays, assemble
 
 COLLECTIVE = re.compile(r"= .*? (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
@@ -45,7 +45,9 @@ def test_the_mesh_takes_every_device_and_members_fill_its_rows():
 
 
 KINDS = ("fmrl", "ditto", "scaffold")  # samples twice; keeps a model of its own; keeps something that the server needs
-CASES = [pytest.param(name, 8, marks=() if name in KINDS else pytest.mark.nightly) for name in ALGORITHMS]
+CASES = [
+    pytest.param(name, 8, marks=() if name in KINDS else pytest.mark.nightly) for name in registry.OWN["algorithm"]
+]
 
 
 @pytest.mark.parametrize(("name", "devices"), [*CASES, ("fmrl", 4)])

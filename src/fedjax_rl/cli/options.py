@@ -11,9 +11,9 @@ import tyro
 
 from fedjax_rl.cli.parse import MachineOptions, options, parse
 from fedjax_rl.config import CONFIGS, Config, ConfigError, nearest
-from fedjax_rl.config.options import ENV_NAMES, SERVER_NAMES
+from fedjax_rl.config.options import SERVER_NAMES
 from fedjax_rl.config.presets import PRESETS
-from fedjax_rl.host import output
+from fedjax_rl.host import output, registry
 
 ROBOTS = ("half_cheetah", "ant")  # environments that can be rendered
 
@@ -175,7 +175,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         _one_of("what", self.what, BENCHES)
-        _one_of("env", self.env, ENV_NAMES)
+        _one_of("env", self.env, registry.names("environment"))
         _one_of("backend", self.backend, ("auto", "native", "fused", "mjx"))
         _at_least("repeats", self.repeats, 1)
         if self.out and self.out.exists():
@@ -209,9 +209,13 @@ def parse_command(cls: Any, argv: Sequence[str], name: str) -> Any:
 
 def show_list(as_json: bool) -> int:
     """Print the names that the command line knows."""
+    about = {name: (cls.__doc__ or "").split("\n")[0] for name, cls in CONFIGS.items()}
+    about |= {name: entry.value for name, entry in registry.guests("algorithm").items()}
     names = {
-        "algorithms": {name: (cls.__doc__ or "").split("\n")[0] for name, cls in CONFIGS.items()},
-        "environments": [*ENV_NAMES, "brax/NAME"],
+        "algorithms": about,
+        "environments": [*registry.names("environment"), "brax/NAME", *registry.guests("environment")],
+        "policies": [*registry.names("policy"), *registry.guests("policy")],
+        "aggregators": [*registry.names("aggregator"), *registry.guests("aggregator")],
         "presets": list(PRESETS),
         "server optimizers": list(SERVER_NAMES),
     }

@@ -8,21 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from fedjax_rl.config.rules import ConfigError, checked, name, nearest, number
+from fedjax_rl.config.rules import ConfigError, checked, name, nearest, number, registered
+from fedjax_rl.host import registry
 
-ENV_NAMES = (
-    "half_cheetah/direction",
-    "half_cheetah/velocity",
-    "half_cheetah/dynamics",
-    "ant/direction",
-    "ant/velocity",
-    "ant/dynamics",
-    "navigation",
-    "probe/constant",
-    "probe/target",
-    "probe/delayed",
-    "probe/ending",
-)
 SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
 # What decides where or how often something is computed or kept, but no number of the result.
@@ -31,7 +19,7 @@ EXECUTION = frozenset(
 )
 # Values that runs of earlier versions lack; what they did then is the default.
 LATER = frozenset(
-    "selection max_change_norm critic value_coef entropy_coef keep_every nan_dump dropout stragglers "
+    "selection max_change_norm policy aggregator critic value_coef entropy_coef keep_every nan_dump dropout stragglers "
     "server_half_life final_clients".split()
 )
 
@@ -43,13 +31,15 @@ class Config:
     algorithm: ClassVar[str] = ""
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
 
-    # task family, see `fedjax-rl list` (also brax/NAME)
-    env: str = name("half_cheetah/direction", *ENV_NAMES, prefix="brax/")
+    # task family, see `fedjax-rl list` (also brax/NAME, or your own as module:name)
+    env: str = registered("environment", "half_cheetah/direction")
     # physics: native (C MuJoCo, CPU), fused (compiled for the robot, CPU), mjx (on the device) or auto
     backend: str = name("auto", "auto", "native", "fused", "mjx")
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu
+    policy: str = registered("policy", "gaussian_mlp")  # the policy's network, or your own as module:name
+    aggregator: str = registered("aggregator", "mean")  # how messages become one, or your own as module:name
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
@@ -246,11 +236,19 @@ CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
 
 
 def config_class(algorithm: str) -> type[Config]:
-    """The configuration class of an algorithm."""
-    if algorithm not in CONFIGS:
-        known = ", ".join(CONFIGS)
-        raise ConfigError(f"unknown algorithm {algorithm!r}{nearest(algorithm, CONFIGS)}; known: {known}")
-    return CONFIGS[algorithm]
+    """The configuration class of an algorithm; a guest's is made from its factory's signature.
+
+    Raises:
+      ConfigError: there is no such algorithm, or a guest's cannot be imported or has options that cannot be typed.
+    """
+    if algorithm in CONFIGS:
+        return CONFIGS[algorithm]
+    known = [*registry.names("algorithm"), *registry.guests("algorithm")]
+    if algorithm not in known and not registry.PLACE.fullmatch(algorithm):
+        raise ConfigError(f"unknown algorithm {algorithm!r}{nearest(algorithm, known)}; known: {', '.join(known)}")
+    from fedjax_rl.config.guests import config_of
+
+    return config_of(algorithm, registry.find("algorithm", algorithm))
 
 
 def build(algorithm: str, *layers: Mapping[str, Any]) -> Config:

@@ -4,35 +4,31 @@ Imports neither jax nor mujoco, so that a mistake is answered at once.
 """
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
 
+from fedjax_rl.host import registry
 from fedjax_rl.host.exits import ConfigError
-
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
 
 FLOAT32_TINY = 2.0**-126  # the smallest number that float32 holds in full and processors do not take for 0
 
 
 class Rule(NamedTuple):
-    """The legal values of one field: a closed range (low excluded if `above`), or a list of names.
+    """The legal values of one field: a closed range (low excluded if `above`), a list of names, or what `plain` says.
 
-    prefix: what a name may begin with that is not on the list; its rest, of letters, digits, _, - and ., is looked up
-    where it is used. "" for none.
+    kind: whatever the registry has of this kind, guests too. "" for none.
     """
 
     low: float | None = None
     high: float | None = None
     above: bool = False
     choices: tuple[str, ...] | None = None
-    prefix: str = ""
+    kind: str = ""
 
     def __str__(self) -> str:
         if self.choices:
-            return ", ".join((*self.choices, f"{self.prefix}...") if self.prefix else self.choices)
+            return ", ".join(self.choices)
         return f"more than {self.low:g} and at most {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
 
 
@@ -41,9 +37,19 @@ def number(default: Any, low: float, high: float, *, above: bool = False) -> Any
     return field(default=default, metadata={"rule": Rule(low, high, above)})
 
 
-def name(default: str, *choices: str, prefix: str = "") -> Any:
-    """A field that takes one of a few names, or any with the prefix."""
-    return field(default=default, metadata={"rule": Rule(choices=choices, prefix=prefix)})
+def name(default: str, *choices: str) -> Any:
+    """A field that takes one of a few names."""
+    return field(default=default, metadata={"rule": Rule(choices=choices)})
+
+
+def registered(kind: str, default: str) -> Any:
+    """A field that takes any name of a kind that the registry knows."""
+    return field(default=default, metadata={"rule": Rule(kind=kind)})
+
+
+def plain(default: bool | str) -> Any:
+    """A field that is on or off, or any text."""
+    return field(default=default, metadata={"rule": Rule()})
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:
@@ -55,8 +61,20 @@ def nearest(word: str, legal: Iterable[str]) -> str:
 def checked(key: str, value: Any, item: Any) -> Any:
     """The value in its field's type, or a ConfigError that names the field, the value and the legal range."""
     rule = item.metadata["rule"]
+    if rule.kind:
+        try:
+            registry.refuse_unknown(rule.kind, value)
+        except ConfigError as error:
+            raise ConfigError(f"{key} = {error}") from None
+        return value
     if rule.choices:
         return _checked_name(key, value, rule)
+    if isinstance(item.default, (bool, str)):
+        if type(value) is type(item.default):
+            return value
+        raise ConfigError(
+            f"{key} = {value!r}: must be {'true or false' if item.default in (True, False) else 'a text'}"
+        )
     if isinstance(item.default, tuple):
         try:
             if value:
@@ -70,10 +88,6 @@ def checked(key: str, value: Any, item: Any) -> Any:
 def _checked_name(key: str, value: Any, rule: Rule) -> str:
     if value in rule.choices:
         return value
-    if rule.prefix and isinstance(value, str) and value.startswith(rule.prefix):
-        if PLAIN_NAME.fullmatch(value, len(rule.prefix)):
-            return value
-        raise ConfigError(f"{key} = {value!r}: only letters, digits, _, - and . may follow {rule.prefix}")
     raise ConfigError(f"{key} = {value!r}: must be one of {rule}{nearest(str(value), rule.choices)}")
 
 

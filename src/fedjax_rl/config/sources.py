@@ -38,9 +38,18 @@ def _parsed(variable: str, text: str, default: Any) -> Any:
     try:
         if isinstance(default, tuple):
             return tuple(int(part) for part in text.replace(",", " ").split())
-        return type(default)(text)
+        return parsed(text, type(default))
     except ValueError:
         raise ConfigError(f"{variable} = {text!r}: must be {type(default).__name__}") from None
+
+
+def parsed(text: str, kind: type) -> Any:
+    """A value that was typed; a ValueError where it is not of its kind."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text)
 
 
 def read_toml(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
@@ -117,7 +126,7 @@ def _seal(algorithm: str, values: Mapping[str, Any]) -> str:
 
 def literal(value: Any) -> str:
     """A value as TOML."""
-    if isinstance(value, str):
+    if isinstance(value, (str, bool)):
         return json.dumps(value)  # a JSON string is a basic string of TOML
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"

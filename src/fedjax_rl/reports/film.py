@@ -21,10 +21,10 @@ from fedjax_rl.federation import simulate
 from fedjax_rl.host import output
 from fedjax_rl.host.files import write_new
 from fedjax_rl.host.numerics import root_key
-from fedjax_rl.rl.policies import Policy, gaussian_mlp
+from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.runs import scoring
-from fedjax_rl.runs.assemble import Run
+from fedjax_rl.runs.assemble import Run, make_policy
 from fedjax_rl.types import Array, Key, Params, Task
 
 
@@ -56,7 +56,7 @@ def panels(run: Run, state: simulate.State, clients: tuple[int, ...], steps: int
     both = jax.tree.map(lambda *x: jnp.concatenate(x), *scoring.adapted(run, state, ids, steps))
     twice = jnp.concatenate([ids, ids])
     key = simulate.stream(state.key, simulate.FILM, state.round)
-    policy = gaussian_mlp(run.env.spec, hidden=run.config.hidden, activation=run.config.activation)
+    policy = make_policy(run.config, run.env.spec)
     film = jax.jit(jax.vmap(make_film(run.env, policy), in_axes=(0, 0, None)))
     qpos, returns = (np.asarray(x) for x in film(both, trees.take(state.tasks, twice), key))
     rows = []

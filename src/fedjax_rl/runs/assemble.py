@@ -1,5 +1,6 @@
 """From configurations to the objects that run them."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -10,18 +11,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_rl.algorithms import ALGORITHMS, keep_on_client, with_stragglers
+from fedjax_rl.algorithms.parts import keep_on_client, with_stragglers
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.envs import Env, make_env, platform
+from fedjax_rl.envs import Env, EnvSpec, make_env, platform
 from fedjax_rl.federation import placement
-from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.federation.selection import SELECTIONS
 from fedjax_rl.federation.server_optimizers import SERVER_OPTIMIZERS
 from fedjax_rl.federation.simulate import Simulation, State, make_simulation
+from fedjax_rl.host import registry
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.critics import NAME as CRITIC
 from fedjax_rl.rl.critics import mlp_critic
-from fedjax_rl.rl.policies import gaussian_mlp
+from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.problem import make_problem
 from fedjax_rl.trees import all_finite, select
 from fedjax_rl.types import Algorithm, Array, Metrics, Problem
@@ -60,7 +61,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
     of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
     problem = make_problem(
         env,
-        gaussian_mlp(env.spec, hidden=config.hidden, activation=config.activation),
+        make_policy(config, env.spec),
         episodes=config.episodes,
         discount=of["discount"],
         gae_lambda=of["gae_lambda"],
@@ -76,7 +77,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
         num_clients=config.num_clients,
         clients_per_round=config.clients_per_round,
         sample_tasks=env.sample_tasks,
-        aggregator=mean(),
+        aggregator=registry.find("aggregator", config.aggregator)(),
         select=SELECTIONS[config.selection],
         uplink=_make_uplink(of.get("max_change_norm", 0.0)),
         dropout=of["dropout"],
@@ -92,20 +93,30 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
         rate = server_rate(of["server_lr"], of["server_half_life"])
         own["server_opt"] = SERVER_OPTIMIZERS[config.server](rate)
 
+    factory = registry.find("algorithm", config.algorithm)
+    given = {
+        "local_steps": config.local_steps,
+        "inner_lr": of["inner_lr"],
+        "client_batch": config.client_batch or (1 if jax.default_backend() == "cpu" else None),
+        **own,
+    }
+    taken = inspect.signature(factory).parameters
+
     def make(client_opt):
-        return ALGORITHMS[config.algorithm](
-            problem,
-            client_opt=client_opt,
-            local_steps=config.local_steps,
-            inner_lr=of["inner_lr"],
-            client_batch=config.client_batch or (1 if jax.default_backend() == "cpu" else None),
-            **own,
-        )
+        everything = {"client_opt": client_opt, **given}
+        return factory(problem, **{key: value for key, value in everything.items() if key in taken})
 
     client_opt, share = optax.sgd(of["local_lr"]), of["stragglers"]
     is_cut = not (isinstance(share, float) and share == 0.0)
     algorithm = with_stragglers(make, client_opt, config.local_steps, share) if is_cut else make(client_opt)
     return keep_on_client(algorithm, (CRITIC,)) if config.critic == "local" else algorithm
+
+
+def make_policy(config: Config, spec: EnvSpec) -> Policy:
+    """The configured policy; its factory is given those of `hidden` and `activation` that it takes."""
+    factory = registry.find("policy", config.policy)
+    given = {"hidden": config.hidden, "activation": config.activation}
+    return factory(spec, **{key: given[key] for key in given if key in inspect.signature(factory).parameters})
 
 
 def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOrSchedule:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -62,8 +63,8 @@ def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
 
 def default_path(config: Config, kind: str = "") -> Path:
     """runs/<env>-<algorithm>-<seed<k> or kind>-<timestamp> under the current directory."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.env.replace('/', '_')}-{config.algorithm}-{kind or f'seed{config.seed}'}-{stamp}"
+    stamp, plain = time.strftime("%Y%m%d-%H%M%S"), lambda name: re.sub(r"[/:]", "_", name)
+    return Path("runs") / f"{plain(config.env)}-{plain(config.algorithm)}-{kind or f'seed{config.seed}'}-{stamp}"
 
 
 @by_the_writer

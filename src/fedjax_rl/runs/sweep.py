@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rl.config import EXECUTION, Config, ConfigError, nearest
+from fedjax_rl.config.sources import parsed
 
 Members = dict[Path, Config]
 MOST_MEMBERS = 10_000
@@ -45,7 +46,7 @@ def parse_grid(entries: Sequence[str], config: Config) -> dict[str, list[Any]]:
         if key not in legal:
             raise ConfigError(f"--grid {entry!r}: unknown key {key!r}{nearest(key, legal)}; seeds are given by --seeds")
         try:
-            values = [kinds[key](part) for part in text.split(",") if part]
+            values = [parsed(part, kinds[key]) for part in text.split(",") if part]
         except ValueError:
             raise ConfigError(f"--grid {entry!r}: each value must be {kinds[key].__name__}") from None
         if not values or len(set(values)) < len(values) or key in grid:

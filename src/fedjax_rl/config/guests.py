@@ -1,0 +1,85 @@
+"""The options of a guest's algorithm, from the signature of its factory: a configuration class nobody had to write."""
+
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import fields, make_dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from fedjax_rl.config.options import ChangeConfig, Config
+from fedjax_rl.config.rules import name, number, plain
+from fedjax_rl.host.exits import ConfigError
+
+GIVEN = frozenset("problem client_opt server_opt local_steps inner_lr client_batch".split())  # by the library
+KINDS = "bool, int, float, str, Literal[...] or Annotated[number, Range(low, high)]"
+MOST = 1e9
+
+
+class Range(NamedTuple):
+    """The legal values of a number, ends included: `mu: Annotated[float, Range(0, 1)] = 0.1`."""
+
+    low: float
+    high: float
+
+
+@functools.cache
+def config_of(algorithm: str, factory: Callable) -> type[Config]:
+    """The configuration class of a guest's algorithm: the shared options, and one for each keyword argument of its own.
+
+    An option has the name and default of its argument. Its kind is that of the annotation, or of the default where
+    there is none. A factory that takes `server_opt` is one whose message is the change of a model.
+
+    Raises:
+      ConfigError: an argument has no default, a name that the library uses, or a kind that cannot be typed.
+    """
+    base = ChangeConfig if "server_opt" in inspect.signature(factory).parameters else Config
+    try:
+        hints = typing.get_type_hints(factory, include_extras=True)
+    except Exception as error:
+        raise ConfigError(f"algorithm {algorithm!r}: its annotations cannot be read: {error}") from None
+    taken = {item.name for item in fields(base)}
+    options = []
+    for key, parameter in inspect.signature(factory).parameters.items():
+        if key in GIVEN:
+            continue
+        if key in taken:
+            raise ConfigError(f"algorithm {algorithm!r}: its option {key} is one of the library's; choose another name")
+        options.append(_option(algorithm, key, parameter, hints.get(key)))
+    batches = getattr(factory, "batches", 1)
+    space = {
+        "algorithm": algorithm,
+        "batches": property(lambda self: batches(self) if callable(batches) else batches),
+        "__doc__": (inspect.getdoc(factory) or algorithm).split("\n")[0],
+        "__annotations__": {"algorithm": ClassVar[str]},
+        "__module__": __name__,
+    }
+    title = "".join(part.title() for part in algorithm.replace(":", "_").replace(".", "_").split("_"))
+    return make_dataclass(f"{title}Config", options, bases=(base,), frozen=True, kw_only=True, namespace=space)
+
+
+def _option(algorithm: str, key: str, parameter: inspect.Parameter, hint: Any) -> tuple[str, type, Any]:
+    """One option as a field: (name, type, field)."""
+    default, where = parameter.default, f"algorithm {algorithm!r}: its option {key}"
+    if default is inspect.Parameter.empty:
+        raise ConfigError(f"{where} has no default; give it one")
+    low, high = -MOST, MOST
+    if typing.get_origin(hint) is Annotated:
+        hint, *notes = typing.get_args(hint)
+        low, high = next(((note.low, note.high) for note in notes if isinstance(note, Range)), (low, high))
+    kind = type(default) if hint is None else hint
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if not all(isinstance(choice, str) for choice in choices):
+            raise ConfigError(f"{where} has the choices {choices}; they must be strings")
+        made = str, name(default, *choices)
+    elif kind in (bool, str):
+        made = kind, plain(default)
+    elif kind in (int, float):
+        made = kind, number(kind(default), low, high)
+    else:
+        raise ConfigError(f"{where} has the type {getattr(kind, '__name__', kind)}; possible are {KINDS}")
+    if kind in (int, float) and not (math.isfinite(default) and low <= default <= high):
+        raise ConfigError(f"{where} has the default {default!r}, which is not from {low:g} to {high:g}")
+    return (key, *made)

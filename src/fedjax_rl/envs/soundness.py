@@ -1,0 +1,73 @@
+"""What every environment has to be, asked of one that is not ours before anything is trained in it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rl.envs.base import Env, EnvState
+from fedjax_rl.host.exits import ConfigError
+from fedjax_rl.host.numerics import root_key
+
+
+def refuse_unsound(env: Env, name: str) -> None:
+    """See that reset and step are functions of one episode with the spec's shapes, and finite at the start.
+
+    Raises:
+      ConfigError: they are not; one line that names the environment, the function and the fault.
+    """
+    try:
+        tasks, more = env.sample_tasks(root_key(0), 3), env.sample_tasks(root_key(0), 5)
+        task = jax.tree.map(lambda x: x[0], tasks)
+    except Exception as error:
+        raise _fault(name, "sample_tasks", error) from None
+    for few, many in zip(jax.tree.leaves(tasks), jax.tree.leaves(more), strict=True):
+        if few.shape != (3, *many.shape[1:]) or not np.array_equal(few, many[:3]):
+            raise ConfigError(f"{name}: sample_tasks must draw task i from the key and i alone, as [n, ...]")
+    state = _traced(name, "reset", env.reset, root_key(0), task)
+    action = jax.ShapeDtypeStruct((env.spec.action_size,), jnp.float32)
+    first = _traced(name, "step", env.step, state, action, task)
+    second = _traced(name, "the second step", env.step, first, action, task)
+    wanted = {"obs": ((env.spec.observation_size,), jnp.float32), "reward": ((), jnp.float32), "done": ((), jnp.bool_)}
+    for function, shown in (("reset", state), ("step", first), ("the second step", second)):
+        for field, (shape, dtype) in wanted.items():
+            found = getattr(shown, field)
+            if (found.shape, found.dtype) != (shape, dtype):
+                raise ConfigError(
+                    f"{name}: {function} gives {field} {found.dtype} {list(found.shape)}; it must be "
+                    f"{jnp.dtype(dtype)} {list(shape)}"
+                )
+    for function, shown in (("step", first), ("the second step", second)):
+        if _shapes(shown.physics) != _shapes(state.physics):
+            raise ConfigError(
+                f"{name}: {function} gives a state {_shapes(shown.physics)}, reset one of {_shapes(state.physics)}; "
+                "they must be equal"
+            )
+    try:
+        start = env.reset(root_key(0), task)
+        after = env.step(start, jnp.zeros(env.spec.action_size), task)
+    except Exception as error:
+        raise _fault(name, "reset or step", error) from None
+    for function, shown in (("reset", start), ("step", after)):
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves((shown.obs, shown.reward))):
+            raise ConfigError(f"{name}: {function} gives numbers that are not finite")
+
+
+def _traced(name: str, function: str, fn: Any, *args: Any) -> EnvState:
+    try:
+        found = jax.eval_shape(fn, *args)
+    except Exception as error:
+        raise _fault(name, function, error) from None
+    if not isinstance(found, EnvState):
+        raise ConfigError(f"{name}: {function} gives a {type(found).__name__}; it must be an EnvState")
+    return found
+
+
+def _shapes(tree: Any) -> str:
+    return " ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "()"
+
+
+def _fault(name: str, function: str, error: Exception) -> ConfigError:
+    reason = (str(error).strip().splitlines() or ["?"])[0]
+    return ConfigError(f"{name}: {function} fails: {type(error).__name__}: {reason}")

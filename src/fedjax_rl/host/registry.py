@@ -1,0 +1,148 @@
+"""Names and what they stand for: the library's own, those registered in this process, and those of guests. No jax.
+
+A guest's thing is named by its place, `package.module:function`, or by an entry point of an installed distribution
+(groups fedjax_rl.algorithms, fedjax_rl.environments, fedjax_rl.aggregators, fedjax_rl.policies). Entry points are read
+only where a name is unknown, and by `fedjax-rl list`.
+"""
+
+import difflib
+import functools
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from fedjax_rl.host.exits import ConfigError
+
+PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# The only lists to touch when one of ours is added.
+OWN: dict[str, dict[str, str]] = {
+    "algorithm": {
+        name: f"fedjax_rl.algorithms.{name}:{name}"
+        for name in ("fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent").split()
+    },
+    "environment": {
+        **{
+            f"{robot}/{family}": f"fedjax_rl.envs.{robot}:{family}"
+            for robot in ("half_cheetah", "ant")
+            for family in ("direction", "velocity", "dynamics")
+        },
+        "navigation": "fedjax_rl.envs.navigation:navigation",
+        **{f"probe/{name}": f"fedjax_rl.envs.probes:{name}" for name in ("constant", "target", "delayed", "ending")},
+    },
+    "aggregator": {"mean": "fedjax_rl.federation.aggregators:mean"},
+    "policy": {"gaussian_mlp": "fedjax_rl.rl.policies:gaussian_mlp"},
+}
+GROUPS = {kind: f"fedjax_rl.{kind}s" for kind in OWN} | {"policy": "fedjax_rl.policies"}
+PREFIX = {"environment": "brax/"}  # any name of Brax's may follow
+_REGISTERED: dict[str, dict[str, Callable]] = {kind: {} for kind in OWN}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The library's own names of a kind, and those registered in this process."""
+    return (*OWN[kind], *_REGISTERED[kind])
+
+
+def register(kind: str, factory: Callable, name: str | None = None) -> Callable:
+    """Give a factory a name in this process; the name of the function by default.
+
+    Raises:
+      ConfigError: another factory has it.
+    """
+    name = name or factory.__name__
+    other = _REGISTERED[kind].get(name)
+    if name in OWN[kind] or (other is not None and _place(other) != _place(factory)):
+        raise ConfigError(f"{kind} {name!r} exists already; choose another name")
+    _REGISTERED[kind][name] = factory
+    return factory
+
+
+def refuse_unknown(kind: str, name: Any) -> None:
+    """A ConfigError for what no name of the kind is; nothing is imported, so a guest's may still not be there."""
+    if isinstance(name, str) and _with_prefix(kind, name):
+        if not PLAIN.fullmatch(name, len(PREFIX[kind])):
+            raise ConfigError(f"{name!r}: only letters, digits, _, - and . may follow {PREFIX[kind]}")
+    elif not isinstance(name, str) or not (name in names(kind) or PLACE.fullmatch(name) or name in guests(kind)):
+        known = [*names(kind), *guests(kind)]
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        prefix = f", {PREFIX[kind]}..." if kind in PREFIX else ""
+        raise ConfigError(f"{name!r}: must be one of {', '.join(known)}{prefix}, or module:name{hint}")
+
+
+def find(kind: str, name: str) -> Callable:
+    """The factory behind a name.
+
+    Raises:
+      ConfigError: there is none, or it cannot be imported; the line names the distribution or the module.
+    """
+    if name in _REGISTERED[kind]:
+        return _REGISTERED[kind][name]
+    if name in OWN[kind]:
+        return _at(OWN[kind][name])
+    if PLACE.fullmatch(name):
+        return _load(name, f"{kind} {name!r}")
+    if name not in guests(kind):
+        try:
+            refuse_unknown(kind, name)
+        except ConfigError as error:
+            raise ConfigError(f"{kind} {error}") from None
+    entry = guests(kind)[name]
+    return _load(entry.value, f"{kind} {name!r} of the distribution {_distribution(entry)}")
+
+
+def is_guest(kind: str, name: str) -> bool:
+    """Is it none of the library's own?"""
+    return name not in OWN[kind] and not _with_prefix(kind, name)
+
+
+@functools.cache
+def guests(kind: str) -> dict[str, EntryPoint]:
+    """The entry points of installed distributions by name.
+
+    Raises:
+      ConfigError: two distributions have one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUPS[kind]):
+        other = found.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            both = f"{_distribution(other)} and {_distribution(entry)}"
+            raise ConfigError(f"{kind} {entry.name!r}: {both} both have it; uninstall one, or name it by module:name")
+    return found
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "?"
+
+
+def _with_prefix(kind: str, name: str) -> bool:
+    prefix = PREFIX.get(kind)
+    return bool(prefix) and name.startswith(prefix)
+
+
+def _load(place: str, what: str) -> Callable:
+    """The function at module:name; a module of the directory where the command was given is found too."""
+    if not {os.getcwd(), ""} & set(sys.path):
+        sys.path.append(os.getcwd())
+    try:
+        found = _at(place)
+    except Exception as error:  # a guest's module raises what it likes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{what} cannot be imported: {type(error).__name__}: {reason}") from error
+    if not callable(found):
+        raise ConfigError(f"{what} is not a function but a {type(found).__name__}")
+    return found
+
+
+def _at(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+
+
+def _place(factory: Callable) -> tuple[str, str]:
+    return factory.__module__, factory.__qualname__

@@ -1,0 +1,224 @@
+"""Environments, algorithms, policies and aggregators that are not ours: by place, by entry point, by registration."""
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rl import cli, config
+from fedjax_rl.config import ConfigError
+from fedjax_rl.config.guests import Range, config_of
+from fedjax_rl.config.sources import environment_layer, load, to_toml
+from fedjax_rl.envs import Env, EnvSpec, EnvState, make_env, tasks
+from fedjax_rl.envs.soundness import refuse_unsound
+from fedjax_rl.host import registry
+from fedjax_rl.runs import assemble, sweep
+
+PLUGIN = Path(__file__).parents[1] / "examples" / "plugin" / "src"
+FEDSIGN, WINDY = "fedjax_rl_windy.fedsign:fedsign", "fedjax_rl_windy.windy:windy"
+SMALL = "--preset tiny --hidden 4 --new-clients 2 --adapt-steps 1 --quiet".split()
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    monkeypatch.syspath_prepend(str(PLUGIN))
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No registration and no entry point outlives the test."""
+    monkeypatch.setattr(registry, "_REGISTERED", {kind: {} for kind in registry.OWN})
+    registry.guests.cache_clear()
+    yield
+    registry.guests.cache_clear()
+
+
+def test_a_guest_by_place_trains_resumes_evaluates_reports_and_sweeps(plugin, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(["train", FEDSIGN, "--env", WINDY, *SMALL, "--scale", "0.5", "--out", str(run)]) == 0
+    stored = load(run / "config.toml")
+    assert (stored.algorithm, stored.env, stored.scale) == (FEDSIGN, WINDY, 0.5)
+    assert cli.main(["resume", str(run), "--rounds", "3", "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", str(run), "--json"]) == 0
+    last = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
+    assert json.loads(capsys.readouterr().out)["returns"] == last["eval/returns"]
+    assert cli.main(["report", str(run), "--format", "csv"]) == 0
+    assert FEDSIGN in capsys.readouterr().out
+    grid = ["--grid", "scale=0.1,0.2", "--seeds", "0:2", "--out", str(tmp_path / "sweep")]
+    assert cli.main(["sweep", FEDSIGN, "--env", WINDY, *SMALL, *grid]) == 0
+    assert len(list((tmp_path / "sweep").glob("*/eval.jsonl"))) == 4
+
+
+def entry(kind, name, value):
+    return EntryPoint(name, value, registry.GROUPS[kind])
+
+
+def test_entry_points_are_found_by_name_and_listed(plugin, fresh, monkeypatch, capsys):
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [e for e in (ENTRY_SIGN, ENTRY_WINDY) if e.group == group]
+    )
+    assert config.config_class("fedsign")().scale == 1e-3
+    assert make_env("windy").spec.name == "windy"
+    assert cli.main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert "fedsign" in listed["algorithms"] and "windy" in listed["environments"]
+
+
+ENTRY_SIGN, ENTRY_WINDY = entry("algorithm", "fedsign", FEDSIGN), entry("environment", "windy", WINDY)
+
+
+def test_a_broken_entry_point_and_two_of_one_name_are_one_line_each(fresh, monkeypatch, capsys):
+    class Distribution:
+        def __init__(self, name):
+            self.name = name
+
+    broken = entry("environment", "lost", "no_such_module:env")
+    monkeypatch.setattr(EntryPoint, "dist", Distribution("mydist"), raising=False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    assert cli.main(["train", "--env", "lost", *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert "environment 'lost' of the distribution mydist cannot be imported: ModuleNotFoundError" in error
+    registry.guests.cache_clear()
+    twice = [entry("algorithm", "same", "a:b"), entry("algorithm", "same", "c:d")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: twice)
+    with pytest.raises(ConfigError, match="'same': mydist and mydist both have it; uninstall one"):
+        config.config_class("same")
+
+
+def test_a_name_that_exists_is_not_registered_twice(fresh):
+    registry.register("algorithm", lambda problem: None, "mine")
+    for name in ("fmrl", "mine"):
+        with pytest.raises(ConfigError, match=f"algorithm '{name}' exists already"):
+            registry.register("algorithm", test_a_name_that_exists_is_not_registered_twice, name)
+
+
+def gentle(
+    problem,
+    *,
+    server_opt,
+    client_opt,
+    local_steps,
+    flag: bool = True,
+    count: int = 3,
+    mu: Annotated[float, Range(0, 1)] = 0.5,
+    kind: Literal["a", "b"] = "b",
+    note: str = "x",
+    bare=2.5,
+):
+    """Gentle: an example.
+
+    More of it.
+    """
+
+
+def test_options_come_from_the_signature(tmp_path):
+    cls = config_of("m:gentle", gentle)
+    made = cls()
+    assert (made.flag, made.count, made.mu, made.kind, made.note, made.bare) == (True, 3, 0.5, "b", "x", 2.5)
+    assert cls.__doc__ == "Gentle: an example." and made.batches == 1 and cls.max_change_norm == 0.0
+    for key, value in (("flag", 1), ("count", 2.0), ("mu", 1.1), ("kind", "c"), ("note", 3), ("bare", "y")):
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            cls(**{key: value})
+    registered = registry.register("algorithm", gentle, "gentle_in_a_test")
+    try:
+        changed = config.config_class("gentle_in_a_test")(flag=False, note='say "no"', mu=0.25)
+        (tmp_path / "config.toml").write_text(to_toml(changed))
+        assert load(tmp_path / "config.toml") == changed
+        assert environment_layer("gentle_in_a_test", {"FEDJAX_RL_FLAG": "False"}) == {"flag": False}
+        assert sweep.parse_grid(["flag=true,false", "mu=0.1,1"], changed) == {"flag": [True, False], "mu": [0.1, 1.0]}
+    finally:
+        del registry._REGISTERED["algorithm"]["gentle_in_a_test"]
+        assert registered is gentle
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("size", "option size has no default"),
+        ("size: list = []", "option size has the type list; possible are bool, int"),
+        ("size: complex = 1j", "option size has the type complex"),
+        ("size: Annotated[float, Range(0, 1)] = 2.0", "option size has the default 2.0, which is not from 0 to 1"),
+        ("size: Literal[1, 2] = 1", "option size has the choices"),
+        ("rounds: int = 1", "option rounds is one of the library's"),
+    ],
+)
+def test_options_that_cannot_be_typed_are_named(argument, message):
+    space = {"Annotated": Annotated, "Range": Range, "Literal": Literal}
+    exec(f"def factory(problem, *, {argument}): pass", space)
+    with pytest.raises(ConfigError, match=message):
+        config_of("m:factory", space["factory"])
+
+
+UNIFORM = tasks.uniform(0.0, 1.0)
+
+
+def env(reset=None, step=None, sample=UNIFORM):
+    start = EnvState(jnp.zeros(2), jnp.zeros(2), jnp.zeros(()), jnp.zeros((), bool))
+    spec = EnvSpec("mine", observation_size=2, action_size=1, horizon=5, init_inputs=2)
+    return Env(reset or (lambda key, task: start), step or (lambda state, action, task: state), sample, spec)
+
+
+UNSOUND = {
+    "reset gives obs int32 [2]; it must be float32 [2]": env(
+        lambda key, task: EnvState((), jnp.zeros(2, jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
+    ),
+    "step gives done float32 []; it must be bool []": env(step=lambda s, a, t: s._replace(done=jnp.zeros(()))),
+    "step gives reward float32 [1]; it must be float32 []": env(step=lambda s, a, t: s._replace(reward=a)),
+    "step gives a state float32[3], reset one of float32[2]": env(step=lambda s, a, t: s._replace(physics=jnp.ones(3))),
+    "the second step gives obs float32 [3]": env(
+        step=lambda s, a, t: s._replace(physics=jnp.ones(3), obs=jnp.ones(s.physics.shape[0]))
+    ),
+    "reset gives numbers that are not finite": env(
+        lambda key, task: EnvState((), jnp.full(2, jnp.nan), jnp.zeros(()), jnp.zeros((), bool)), lambda s, a, t: s
+    ),
+    "step fails: ZeroDivisionError": env(step=lambda s, a, t: 1 / 0),
+    "reset gives a tuple; it must be an EnvState": env(lambda key, task: (1, 2)),
+    "sample_tasks must draw task i from the key and i alone": env(sample=lambda key, n: jnp.full(n, 1.0 / n)),
+}
+
+
+@pytest.mark.parametrize("message", UNSOUND)
+def test_an_unsound_environment_is_refused_by_function_and_fault(message):
+    with pytest.raises(ConfigError) as error:
+        refuse_unsound(UNSOUND[message], "environment 'mine'")
+    assert str(error.value).startswith(f"environment 'mine': {message}") and "\n" not in str(error.value)
+
+
+def test_a_guest_is_refused_before_anything_is_written(fresh, tmp_path, capsys):
+    registry.register("environment", lambda: UNSOUND["step fails: ZeroDivisionError"], "unsound")
+    assert cli.main(["train", "--env", "unsound", *SMALL, "--out", str(tmp_path / "run")]) == 2
+    assert "environment 'unsound': step fails: ZeroDivisionError" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_policies_and_aggregators_of_guests_are_used(fresh):
+    from fedjax_rl.federation.aggregators import mean
+    from fedjax_rl.rl.policies import gaussian_mlp
+
+    registry.register("policy", lambda spec, hidden: gaussian_mlp(spec, hidden=(3, *hidden)), "wider")
+    doubled = lambda: mean()._replace(
+        update=lambda m, w, s, k: (jax.tree.map(lambda x: 2 * x, mean().update(m, w, s, k)[0]), s)
+    )
+    registry.register("aggregator", doubled, "doubled")
+    shared = {
+        "env": "navigation",
+        "num_clients": 4,
+        "clients_per_round": 2,
+        "episodes": 2,
+        "hidden": (4,),
+        "server": "sgd",
+    }
+    plain, guest = (assemble.make_run(config.build("fedavg", shared, more)) for more in ({}, {"aggregator": "doubled"}))
+    state = assemble.initial_state(plain)
+    moved = [run.simulation.round(state)[0].server.shared for run in (plain, guest)]
+    change = [jax.tree.map(np.subtract, after, state.server.shared) for after in moved]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=1e-6), *change)
+    wide = assemble.make_run(config.build("fedavg", shared, {"policy": "wider"}))
+    assert assemble.abstract_state(wide).server.shared["hidden_0"]["kernel"].shape == (2, 3)
