@@ -24,7 +24,9 @@ ALLOWED = {
     "reports": {"types", "trees", "statistics", "host", "config", "envs", "rl", "federation", "runs"},
     "bench": {"types", "trees", "meta", "host", "config", "algorithms", "envs", "rl", "federation", "runs"},
     "cli": {"statistics", "host", "config", "envs", "federation", "runs", "reports", "bench"},
-    "__init__": set(),
+    "api": {"statistics", "host", "config", "runs", "reports"},
+    "testing": {"types", "host", "envs", "federation"},
+    "__init__": {"api", "config", "envs", "federation", "host", "rl", "runs", "types"},
     "__main__": {"cli"},
 }
 ONLY_IN = {

@@ -59,7 +59,10 @@ def rounds_of(path):
 
 
 def untimed(path):
-    return [{k: v for k, v in row.items() if not k.startswith("sys/")} for row in records.sound(path / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("sys/", "time"))}
+        for row in records.sound(path / "metrics.jsonl")
+    ]
 
 
 def edit(path, old, new):

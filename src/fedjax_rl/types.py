@@ -19,7 +19,8 @@ Task = Tree
 Batch = Tree
 Message = Tree
 Metrics = dict[str, jax.Array]
-HEALTH, NONFINITE_ENVS = "health/", "health/nonfinite_envs"  # names of metrics that are counts
+HEALTH = "health/"  # begins the names of metrics that are counts
+NONFINITE_ENVS, STRAGGLERS = "health/nonfinite_envs", "health/stragglers"
 
 
 class Stats(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.types import NONFINITE_ENVS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree
+from fedjax_rl.types import NONFINITE_ENVS, STRAGGLERS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree
 
 
 def chunked(fn: Callable, client_batch: int | None) -> Callable:
@@ -198,7 +198,7 @@ def with_stragglers(
         last = jnp.where(straggles, steps.astype(jnp.float32), jnp.inf)  # FedRep may take more steps on its head
         upload, client, metrics = make(_first_steps(client_opt, last)).client_update(shared, client, task, key)
         upload = upload._replace(weight=upload.weight * taken)
-        return upload, client, {**metrics, "health/stragglers": straggles.astype(upload.weight.dtype)}
+        return upload, client, {**metrics, STRAGGLERS: straggles.astype(upload.weight.dtype)}
 
     return make(client_opt)._replace(client_update=client_update)
 

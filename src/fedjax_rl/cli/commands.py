@@ -15,15 +15,16 @@ from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCh
 from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.tables import report
-from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring
+from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring, trackers
 from fedjax_rl.runs.assemble import Run, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.recorder import Hooks
 from fedjax_rl.runs.sweep import halve
 
 
-def train(config: Config, directory: Path, *, as_json: bool, quiet: bool) -> int:
+def train(config: Config, directory: Path, *, as_json: bool, quiet: bool, log: tuple[str, ...]) -> int:
     """A new run."""
-    return _go(config, directory, as_json, quiet)
+    return _go(config, directory, as_json, quiet, log)
 
 
 def resume(options: ResumeOptions) -> int:
@@ -38,7 +39,7 @@ def resume(options: ResumeOptions) -> int:
         reporter = Reporter(rundir.is_reader())
         reporter.say(f"{options.run} is finished ({done} rounds), so nothing was done; --rounds K prolongs it")
         return _how_heard({options.run: config})
-    return _go(config, options.run, options.json, options.quiet)
+    return _go(config, options.run, options.json, options.quiet, options.log)
 
 
 @pinned()
@@ -77,21 +78,27 @@ def render(options: RenderOptions) -> int:
     return 0
 
 
-def new_sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
+def new_sweep(
+    members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...]
+) -> int:
     """A sweep from its beginning; what cannot be made is refused before anything is written."""
     members = {path: runner.with_engine(path, config) for path, config in members.items()}
     runner.check(members)
     rundir.create_sweep(out, members, halvings)
-    return sweep(members, out, halvings, as_json=as_json, quiet=quiet)
+    return sweep(members, out, halvings, as_json=as_json, quiet=quiet, log=log)
 
 
-def sweep(members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool) -> int:
+def sweep(
+    members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...]
+) -> int:
     """Every member of a sweep, or what is left of it; then the report."""
-    reporter = Reporter(quiet or rundir.is_reader())
+    reporter, hooks = Reporter(quiet or rundir.is_reader()), Hooks(trackers.chosen(log))
     reporter.say(f"{len(members)} runs in {out}")
     lost: list[Path] = []
     with _continued(out):
-        left = halve(members, halvings, lambda some: lost.extend(runner.run_members(some, reporter)), scoring.score_at)
+        left = halve(
+            members, halvings, lambda some: lost.extend(runner.run_members(some, reporter, hooks)), scoring.score_at
+        )
     if all((path / rundir.DIVERGED).exists() for path in members):
         raise loop.Diverged(f"all {len(members)} runs of {out} diverged, so there is nothing to report")
     code = NO_CHECKPOINT if lost else _how_heard({path: config for path, config in left.items() if path not in lost})
@@ -113,13 +120,13 @@ def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Rest
     return checkpoint.restore(directory, like, _warn, step, part=True)
 
 
-def _go(config: Config, directory: Path, as_json: bool, quiet: bool) -> int:
+def _go(config: Config, directory: Path, as_json: bool, quiet: bool, log: tuple[str, ...]) -> int:
     """Train to the end and print the result."""
-    reporter, began = Reporter(quiet or rundir.is_reader()), time.perf_counter()
+    reporter, hooks, began = Reporter(quiet or rundir.is_reader()), Hooks(trackers.chosen(log)), time.perf_counter()
     reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
     config = runner.with_engine(directory, config)
     with _continued(directory):
-        [result] = runner.run_group([config], [directory], reporter)
+        [result] = runner.run_group([config], [directory], reporter, hooks)
     if not rundir.is_reader():
         _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
     return _how_heard({directory: config})

@@ -25,7 +25,7 @@ def _train(argv: Sequence[str]) -> int:
         rundir.refuse_existing(directory)
         from fedjax_rl.cli.commands import train
 
-        return train(config, directory, as_json=options.json, quiet=options.quiet)
+        return train(config, directory, as_json=options.json, quiet=options.quiet, log=options.log)
 
 
 def _sweep(argv: Sequence[str]) -> int:
@@ -47,7 +47,8 @@ def _sweep(argv: Sequence[str]) -> int:
         rundir.refuse_existing(out)
         from fedjax_rl.cli import commands
 
-        return commands.new_sweep(members, out, options.halvings, as_json=options.json, quiet=options.quiet)
+        given = {"as_json": options.json, "quiet": options.quiet, "log": options.log}
+        return commands.new_sweep(members, out, options.halvings, **given)
 
 
 def _resume(argv: Sequence[str]) -> int:
@@ -64,7 +65,8 @@ def _resume(argv: Sequence[str]) -> int:
             processes.start("resume", options, next(iter(members.values())), options.run)
             from fedjax_rl.cli import commands
 
-            return commands.sweep(members, options.run, halvings, as_json=options.json, quiet=options.quiet)
+            given = {"as_json": options.json, "quiet": options.quiet, "log": options.log}
+            return commands.sweep(members, options.run, halvings, **given)
     config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
     rundir.refuse_lost(options.run, config)
     with signals.heeded(begun=False):

@@ -24,6 +24,7 @@ class ResumeOptions(MachineOptions):
 
     run: tyro.conf.Positional[Path]  # run directory
     rounds: int | None = None  # new total number of rounds, those already done included
+    log: tuple[str, ...] = ()  # also track the run: tensorboard, wandb or both
     json: bool = False  # print the result as JSON instead of a table
     quiet: bool = False  # no progress
 

@@ -47,6 +47,7 @@ class MachineOptions:
 class TrainOptions(MachineOptions):
     """What to do with the configuration."""
 
+    log: tuple[str, ...] = ()  # also track the run: tensorboard, wandb or both
     preset: str = presets.DEFAULT  # lowest layer of values: laptop, efficient, paper or tiny
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
     out: Path | None = None  # run directory (default: runs/<env>-<algorithm>-seed<k>-<time>)
@@ -61,6 +62,7 @@ class SweepOptions(MachineOptions):
 
     seeds: str = "0:3"  # a range like 0:5 or a list like 0,3,7
     grid: tuple[str, ...] = ()  # KEY=VALUE,VALUE ... any options but seed and hidden, every combination is run
+    log: tuple[str, ...] = ()  # also track the runs with tensorboard, wandb or both
     halvings: int = 0  # successive halving: so many times, only the better half of the grid's points goes on
     preset: str = presets.DEFAULT  # lowest layer of values: laptop, efficient, paper or tiny
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line

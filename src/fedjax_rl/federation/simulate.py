@@ -13,6 +13,7 @@ from fedjax_rl.federation import placement, selection
 from fedjax_rl.types import (
     HEALTH,
     NONFINITE_ENVS,
+    STRAGGLERS,
     Aggregate,
     Aggregator,
     Algorithm,
@@ -27,6 +28,7 @@ from fedjax_rl.types import (
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
 FILM, DROPOUT, EVALUATE_NEW = range(10, 13)
+WHO = "who/"  # of metrics [M] that are not numbers of a round but its clients: their ids, and true or false of each
 SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
 
 
@@ -164,12 +166,16 @@ def _metrics(ids: Array, heard: Array, finite: Array, client_metrics: Metrics, m
     means = {name: value for name, value in client_metrics.items() if name not in counts}
     up = trees.num_bytes(message)
     down = trees.num_bytes(shared) if up else 0  # those who send nothing, `independent`, are sent nothing
+    who = {"selected": ids, "unheard": ~heard} | {
+        name.removeprefix(HEALTH): value > 0 for name, value in counts.items() if name == STRAGGLERS
+    }
     suspect = ~finite | (counts.get(NONFINITE_ENVS, jnp.zeros_like(ids)) > 0)
     return {
         **{f"train/{name}": _mean_where(heard, value) for name, value in means.items()},
         **{name: value.sum() for name, value in counts.items()},
         "health/dropped_clients": (~heard).sum(),
         "health/nonfinite_clients": (~finite).sum(),
+        **{f"{WHO}{name}": value for name, value in who.items()},
         SUSPECT: jnp.where(suspect.any(), ids[jnp.argmax(suspect)], -1),
         "comm/up_bytes": heard.sum() * float(up),
         "comm/down_bytes": jnp.asarray(heard.size * float(down)),

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def report(runs: Sequence[Path], format: str = "md", figure: Path | None = None,
         write = {"md": as_markdown, "latex": as_latex}[format]
         text = "\n\n".join(write(f"{_about(env, part)}, {CLIENTS[name]} clients", part) for name, part in rows.items())
     output.result(text, kept)
+
+
+def rows(runs: Sequence[Path], warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The rows of all groups as numbers, see `record`; `warn` gets a line for each run that is left out."""
+    groups = gather(runs, warn)
+    return [record(group, groups[0], name) for name in _in_common(groups) for group in groups]
 
 
 def _in_common(groups: Sequence[Group]) -> list[str]:

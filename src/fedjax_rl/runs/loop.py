@@ -22,6 +22,7 @@ from fedjax_rl.host.signals import Interrupted
 from fedjax_rl.runs import checkpoint, nan_dump, records, rundir, scoring
 from fedjax_rl.runs.assemble import Group, initial_states, round_of
 from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.recorder import Recorder
 
 LONG_SILENCE = 10  # rounds without a client that was heard, at the end of a run, after which it is no success
 
@@ -40,6 +41,19 @@ class Result(NamedTuple):
     summaries: dict[str, dict[str, Any]]
 
 
+class Member(NamedTuple):
+    """One run of a group: its values, where its numbers go, how it is evaluated."""
+
+    config: Config
+    recorder: Recorder
+    evaluation: scoring.Evaluation
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+        return self.recorder.directory
+
+
 class Program(NamedTuple):
     """One round, compiled: (states, alive, values) -> (states, alive, metrics), states donated; and its seconds."""
 
@@ -48,7 +62,7 @@ class Program(NamedTuple):
 
 
 def train(
-    group: Group, program: Program, states: simulate.State, directories: Sequence[Path], reporter: Reporter
+    group: Group, program: Program, states: simulate.State, recorders: Sequence[Recorder], reporter: Reporter
 ) -> list[Result | None]:
     """Run the rounds that are left, then evaluate. A directory gets a line a round and a checkpoint now and then.
 
@@ -58,51 +72,56 @@ def train(
     is_over = threading.Event()  # from then on all is saved; before, an evaluation left out would be missing for ever
     with signals.heeded() as caught:
         evaluations = scoring.make_evaluations(group, pause=lambda: stop_if(is_over.is_set() and _agreed(caught)))
-        states, alive = _rounds(group, program, states, directories, reporter, evaluations, caught)
+        members = [Member(*of) for of in zip(group.configs, recorders, evaluations, strict=True)]
+        states, alive = _rounds(group, program, states, members, reporter, caught)
         is_over.set()
         results: list[Result | None] = []
         count = config.final_clients or config.num_clients
         reporter.say(f"evaluating {count} clients and {config.new_clients} new ones")
-        for i, directory in enumerate(directories):
-            state = member(states, i)
+        for i, one in enumerate(members):
+            state = state_of(states, i)
             env_steps = int(state.round) * group.run.env_steps_per_round
-            summaries = scoring.final(evaluations[i], state, directory) if alive[i] else None
+            summaries = scoring.final(one.evaluation, state, one.recorder) if alive[i] else None
             results.append(summaries and Result(state, env_steps, summaries))
+            one.recorder.finish(summaries or {})
     return results
 
 
-def member(states: simulate.State, i: int) -> simulate.State:
+def state_of(states: simulate.State, i: int) -> simulate.State:
     """Member i's state."""
     return jax.tree.map(lambda x: x[i], states)
 
 
-def _rounds(group, program, states, directories, reporter, evaluations, caught) -> tuple[simulate.State, np.ndarray]:
+def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate.State, np.ndarray]:
     config = group.run.config
-    number = int(states.round[0])
-    alive = np.ones(len(directories), bool)
-    unsaved = not all(number in checkpoint.steps(d / rundir.CHECKPOINTS) for d in directories)
-    compile_s, silent = program.compile_s, np.zeros(len(directories), bool)
+    number, asked = int(states.round[0]), False
+    alive = np.ones(len(members), bool)
+    unsaved = not all(number in checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members)
+    compile_s, silent = program.compile_s, np.zeros(len(members), bool)
     reporter.start(number, config.rounds)
     try:
-        while number < config.rounds and not _agreed(caught):
+        while number < config.rounds and not asked and not _agreed(caught):
             began, before, earlier = time.perf_counter(), np.asarray(alive), states
             states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
             number, unsaved = number + 1, True
-            rows = _rows(measured, number, time.perf_counter() - began, group, compile_s)
+            rows, participants = _rows(measured, number, time.perf_counter() - began, group, compile_s)
             compile_s = 0.0
-            _dump(group, earlier, rows, before, directories, reporter)
-            _report(rows, before, np.asarray(alive), directories, reporter)
-            silent |= _say_silence(rows, before & ~silent, config, directories, reporter)
+            _dump(group, earlier, rows, before, members, reporter)
+            asked = _record(rows, participants, before, np.asarray(alive), members, reporter)
+            silent |= _say_silence(rows, before & ~silent, members, reporter)
             is_last, scores = number == config.rounds, {}
             if config.eval_every and number % config.eval_every == 0 and not is_last:
                 for i in np.flatnonzero(alive):
-                    scores[i] = scoring.periodic(evaluations[i], member(states, i), directories[i], number)
-            if number % config.save_every == 0 or is_last or scores:
-                _save(group, states, alive, directories, number, scores)
+                    one = members[i]
+                    scores[i], ends = scoring.periodic(one.evaluation, state_of(states, i), one.recorder, number)
+                    asked |= ends
+            asked = any(one.recorder.callbacks for one in members) and bool(placement.agree(asked))
+            if number % config.save_every == 0 or is_last or scores or asked:
+                _save(states, alive, members, number, scores)
                 unsaved = False
         stop = _agreed(caught)
         if stop and unsaved:
-            _save(group, states, alive, directories, number, {})
+            _save(states, alive, members, number, {})
     finally:
         reporter.stop()
     stop_if(stop)
@@ -138,55 +157,68 @@ def compile_round(group: Group) -> Program:
     return Program(step, time.perf_counter() - began)
 
 
-def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> list[dict[str, Any]]:
-    """A line of metrics for each member; the time is the whole group's."""
+def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> tuple[list[dict], list[dict]]:
+    """A line of metrics for each member, whose time is the whole group's, and the clients that took part in it."""
     speed = group.run.env_steps_per_round / seconds
     times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
+    who = {key.removeprefix(simulate.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
     columns = sorted((key, statistics.short(column)) for key, column in measured.items())
-    members = range(len(group.configs))
-    return [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in members]
+    every = range(len(group.configs))
+    rows = [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in every]
+    ids = who.pop("selected")
+    return rows, [
+        {"selected": ids[i].tolist(), **{name: ids[i][flags[i]].tolist() for name, flags in who.items()}} for i in every
+    ]
 
 
-def _report(rows, before, after, directories, reporter) -> None:
-    """Record the members that were alive; say who is not any more; stop when nobody is left."""
-    for i in np.flatnonzero(before):
-        rundir.append(directories[i] / rundir.METRICS, rows[i])
+def _is_who(key: str) -> bool:
+    return key.startswith(simulate.WHO)
+
+
+def _record(rows, participants, before, after, members, reporter) -> bool:
+    """Record the members that were alive; say who is not any more; stop when nobody is left.
+
+    Returns: does a callback ask for the end?
+    """
+    asked = [members[i].recorder.round(rows[i], participants[i]) for i in np.flatnonzero(before)]
     reporter.round([rows[i] for i in np.flatnonzero(before)])
-    number, lost = rows[0]["round"], np.flatnonzero(before & ~after)
-    for i in lost:
-        rundir.mark_diverged(directories[i], number)
-    for i in lost:
-        ckpt = directories[i] / rundir.CHECKPOINTS
+    number, lost = rows[0]["round"], [members[i].directory for i in np.flatnonzero(before & ~after)]
+    for directory in lost:
+        rundir.mark_diverged(directory, number)
+    for directory in lost:
+        ckpt = directory / rundir.CHECKPOINTS
         good = next(iter(checkpoint.steps(ckpt)), None)
         where = f"last good checkpoint: {ckpt / str(good)}" if good is not None else "no checkpoint was saved before"
         line = f"diverged in round {number}: the server's state is not finite; {where}; lower server_lr"
         if not after.any():
             raise Diverged(line)
-        reporter.warn(f"{directories[i]} {line}; the other members go on")
+        reporter.warn(f"{directory} {line}; the other members go on")
+    return any(asked)
 
 
-def _save(group, states, alive, directories, number, scores) -> None:
+def _save(states, alive, members, number, scores) -> None:
     for i in np.flatnonzero(alive):
-        config = group.configs[i]
-        rundir.sync_records(directories[i])
+        config, directory = members[i].config, members[i].directory
+        rundir.sync_records(directory)
         checkpoint.save(
-            directories[i] / rundir.CHECKPOINTS,
+            directory / rundir.CHECKPOINTS,
             number,
-            member(states, i),
+            state_of(states, i),
             scores.get(i),
             config=to_toml(config),
             keep_every=config.keep_every,
         )
 
 
-def _say_silence(rows, who, config, directories, reporter) -> np.ndarray:
+def _say_silence(rows, who, members, reporter) -> np.ndarray:
     """Say of each member among `who` that nobody was heard in this round; the members [G] of which it is so."""
-    silent = np.array([_nobody_heard(row, config) for row in rows]) & who
+    silent = np.array([_nobody_heard(row, one.config) for row, one in zip(rows, members, strict=True)]) & who
     for i in np.flatnonzero(silent):
         row = rows[i]
         reporter.warn(
-            f"{directories[i]}: nobody was heard in round {row['round']} ({row['health/nonfinite_clients']} of "
-            f"{config.clients_per_round} clients were not finite): the server stays as it is; this is said once"
+            f"{members[i].directory}: nobody was heard in round {row['round']} "
+            f"({row['health/nonfinite_clients']} of {members[i].config.clients_per_round} clients were not finite): "
+            "the server stays as it is; this is said once"
         )
     return silent
 
@@ -202,11 +234,11 @@ def silence(directory: Path, config: Config) -> int:
     return count if count >= min(LONG_SILENCE, len(rows)) else 0
 
 
-def _dump(group, states, rows, alive, directories, reporter) -> None:
+def _dump(group, states, rows, alive, members, reporter) -> None:
     """Write down, for `replay`, who ceased to be finite in the round that began with `states`."""
     for i in np.flatnonzero(alive) if group.run.config.nan_dump else ():
         client = int(rows[i][simulate.SUSPECT])
         if client >= 0:
-            path = nan_dump.dump(group.run, group.configs[i], member(states, i), client, directories[i])
+            path = nan_dump.dump(group.run, members[i].config, state_of(states, i), client, members[i].directory)
             if path:
                 reporter.warn(f"client {client} was not finite in round {rows[i]['round']}: fedjax-rl replay {path}")

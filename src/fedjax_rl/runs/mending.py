@@ -7,7 +7,7 @@ from pathlib import Path
 from fedjax_rl.config import Config
 from fedjax_rl.host.files import write_text
 from fedjax_rl.runs import digest, records
-from fedjax_rl.runs.records import EVAL, METRICS, Row
+from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS, Row
 from fedjax_rl.runs.rundir import CHECKPOINTS, DIVERGED, KEEP, REJECTED, by_the_writer, write_config
 
 
@@ -21,7 +21,7 @@ def go_back(path: Path, config: Config, round: int, say: Callable[[str], None]) 
     def keep(row: Row) -> bool:  # an evaluation after the last round will be made again
         return row["round"] <= round and not (row.get("final") and row["round"] == config.rounds)
 
-    for name in (METRICS, EVAL):
+    for name in (METRICS, EVAL, PARTICIPANTS):
         forget(path / name, keep, say)
     evaluated = range(config.eval_every, min(round + 1, config.rounds), config.eval_every) if config.eval_every else ()
     for name, wanted in ((METRICS, range(1, round + 1)), (EVAL, evaluated)):
@@ -35,7 +35,7 @@ def go_back(path: Path, config: Config, round: int, say: Callable[[str], None]) 
 @by_the_writer
 def refuse_unreadable(path: Path) -> None:
     """An OSError where a file of records cannot be read, before anything of the run is written."""
-    for name in (METRICS, EVAL):
+    for name in (METRICS, EVAL, PARTICIPANTS):
         records.read(path / name)
 
 

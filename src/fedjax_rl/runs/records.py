@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fedjax_rl.host.exits import ConfigError
 
-METRICS, EVAL = "metrics.jsonl", "eval.jsonl"
+METRICS, EVAL, PARTICIPANTS = "metrics.jsonl", "eval.jsonl", "participants.jsonl"
 TIMES = ("sys/round_s", "sys/env_steps_per_s")  # of a round, of which a report makes environment steps
 SEAL = ', "crc32": "'
 Row = dict[str, Any]
@@ -137,7 +137,17 @@ def _check_evaluation(row: Row) -> None:
             raise ValueError(f"{name} holds something else than numbers")
 
 
-CHECKS: dict[str, Callable[[Row], None]] = {METRICS: _check_metrics, EVAL: _check_evaluation}
+def _check_participants(row: Row) -> None:
+    for name, ids in row.items():
+        if name != "round" and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
+            raise ValueError(f"{name} = {ids!r}: must be a list of client numbers")
+
+
+CHECKS: dict[str, Callable[[Row], None]] = {
+    METRICS: _check_metrics,
+    EVAL: _check_evaluation,
+    PARTICIPANTS: _check_participants,
+}
 
 
 def _is_number(value: Any) -> bool:

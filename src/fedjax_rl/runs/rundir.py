@@ -24,11 +24,12 @@ from fedjax_rl.host import exits, output
 from fedjax_rl.host.cores import cores
 from fedjax_rl.host.files import explain, read_text, write_text
 from fedjax_rl.runs import digest, records
-from fedjax_rl.runs.records import EVAL, METRICS
+from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS
 
 CONFIG, ENV, CHECKPOINTS, REJECTED = "config.toml", "env.json", "ckpt", "rejected"
 PROBE = "probe"  # in CHECKPOINTS, for the moment in which it is tried whether checkpoints can be kept there
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
+__all__ = ["EVAL", "METRICS", "PARTICIPANTS"]  # also from here
 KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
 

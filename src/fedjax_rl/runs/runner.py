@@ -18,11 +18,13 @@ from fedjax_rl.host.numerics import pinned
 from fedjax_rl.runs import checkpoint, loop, mending, records, rundir, scoring
 from fedjax_rl.runs.assemble import Group, abstract_state, initial_states, make_group, make_run, static_fields
 from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.recorder import Hooks, Recorder
 
+NO_HOOKS = Hooks()
 MEMORY_SHARE = 0.8  # of what is available, for the program of a round
 
 
-def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path]:
+def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks = NO_HOOKS) -> list[Path]:
     """Bring every run to its last round and evaluation.
 
     Directories that do not exist are made; finished and diverged runs are left alone; the others go on from their
@@ -43,7 +45,7 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter) -> list[Path
     with signals.heeded() as caught:
         for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
             loop.stop_if(placement.agree(caught[0] if caught else 0))
-            lost += _bring(paths, members, reporter)
+            lost += _bring(paths, members, reporter, hooks)
     placement.agree(0)  # what the first process has written is there for all to read
     return lost
 
@@ -78,12 +80,12 @@ def check(members: Mapping[Path, Config]) -> None:
         make_run(config)
 
 
-def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter) -> list[Path]:
+def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks) -> list[Path]:
     """Bring a group to its end, without the members (returned) that have lost their checkpoints."""
     lost: list[Path] = []
     while left := [path for path in paths if path not in lost]:
         try:
-            run_group([members[path] for path in left], left, reporter)
+            run_group([members[path] for path in left], left, reporter, hooks)
             break
         except loop.Diverged as error:  # nobody of this group is left; the other groups go on
             reporter.warn(str(error))
@@ -116,7 +118,9 @@ def together(members: Mapping[Path, Config]) -> list[list[Path]]:
 
 
 @pinned()
-def run_group(configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter) -> list[loop.Result | None]:
+def run_group(
+    configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter, hooks: Hooks = NO_HOOKS
+) -> list[loop.Result | None]:
     """Bring the members of one group to their end, in as many programs as memory demands; results in their order."""
     group = make_group(configs)  # first: what cannot be made leaves no directory behind
     for directory, config in zip(directories, configs, strict=True):
@@ -139,8 +143,11 @@ def run_group(configs: Sequence[Config], directories: Sequence[Path], reporter: 
             half = len(configs) // 2
             locks.close()
             parts = [(configs[:half], directories[:half]), (configs[half:], directories[half:])]
-            return [result for part in parts for result in run_group(*part, reporter)]
-        return loop.train(group, program, initial_states(group) if states is None else states, directories, reporter)
+            return [result for part in parts for result in run_group(*part, reporter, hooks)]
+        per_round = group.run.env_steps_per_round
+        named = zip(directories, configs, strict=True)
+        recorders = [Recorder(directory, config, per_round, hooks, reporter.warn) for directory, config in named]
+        return loop.train(group, program, initial_states(group) if states is None else states, recorders, reporter)
 
 
 def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:

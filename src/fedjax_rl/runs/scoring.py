@@ -16,6 +16,7 @@ from fedjax_rl.federation.evaluate import column_keys, make_evaluate, make_steps
 from fedjax_rl.federation.placement import make_mesh, map_clients
 from fedjax_rl.runs import checkpoint, records, rundir
 from fedjax_rl.runs.assemble import Group, Run, make_run
+from fedjax_rl.runs.recorder import Recorder
 from fedjax_rl.types import Array, Tree
 
 Returns = list[list[float]]
@@ -77,16 +78,16 @@ def make_evaluations(
     return [one(i) for i in range(len(group.configs))]
 
 
-def periodic(evaluation: Evaluation, state: simulate.State, directory: Path, number: int) -> float:
-    """Evaluate some clients between rounds, record it, and return the score."""
+def periodic(evaluation: Evaluation, state: simulate.State, recorder: Recorder, number: int) -> tuple[float, bool]:
+    """Evaluate some clients between rounds and record it: the score, and whether a callback asks for the end."""
     config = evaluation.run.config
     returns = old_clients(evaluation, state, config.eval_clients or config.num_clients)
     record = {"round": number, "final": False, **statistics.named("eval", statistics.summarise(returns))}
-    rundir.append(directory / rundir.EVAL, {**record, "eval/returns": returns}, sync=True)
-    return _score(returns[: _compared(config)])
+    asked = recorder.evaluation({**record, "eval/returns": returns}, returns)
+    return _score(returns[: _compared(config)]), asked
 
 
-def final(evaluation: Evaluation, state: simulate.State, directory: Path) -> dict[str, dict[str, Any]]:
+def final(evaluation: Evaluation, state: simulate.State, recorder: Recorder) -> dict[str, dict[str, Any]]:
     """Evaluate the federation's clients and new ones, record it, and score the last checkpoint."""
     number, config = int(state.round), evaluation.run.config
     returns = {"eval": old_clients(evaluation, state, config.final_clients or config.num_clients)}
@@ -95,8 +96,8 @@ def final(evaluation: Evaluation, state: simulate.State, directory: Path) -> dic
     record: dict[str, Any] = {"round": number, "final": True}
     for name, rows in returns.items():
         record |= {**statistics.named(name, statistics.summarise(rows)), f"{name}/returns": rows}
-    rundir.append(directory / rundir.EVAL, record, sync=True)
-    checkpoint.set_score(directory / rundir.CHECKPOINTS, number, _score(returns["eval"][: _compared(config)]))
+    recorder.evaluation(record)
+    checkpoint.set_score(recorder.directory / rundir.CHECKPOINTS, number, _score(returns["eval"][: _compared(config)]))
     return {name: statistics.summarise(rows) for name, rows in returns.items()}
 
 

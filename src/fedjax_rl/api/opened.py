@@ -1,0 +1,168 @@
+"""Runs on the disk as objects."""
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rl import statistics
+from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.host.numerics import pinned
+from fedjax_rl.reports import tables
+from fedjax_rl.runs import assemble, checkpoint, records, rundir, runner, scoring
+from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.recorder import Callback, Hooks, Logger
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on the disk, finished or not; what is read of it is what its directory holds at that moment."""
+
+    path: Path
+
+    @property
+    def config(self) -> Config:
+        """Every value of the run."""
+        return rundir.open_run(self.path)
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Numbers by round: {"round": [R], "env_steps": [R], "train/return/adapt_1": [R], ...}; NaN where one lacks."""
+        rows = records.sound(self.path / rundir.METRICS)
+        names = dict.fromkeys(name for row in rows for name in row)
+        value = lambda x: np.nan if x is None else x
+        return {name: np.array([value(row.get(name)) for row in rows]) for name in names}
+
+    @property
+    def returns(self) -> dict[str, np.ndarray]:
+        """The last evaluation: {"eval": [N, k+1], "eval_new": [n, k+1]}; {} where the run was not finished."""
+        rows = scoring.finals(self.path)
+        found = rows[-1] if rows else {}
+        names = [name for name in ("eval", "eval_new") if f"{name}/returns" in found]
+        return {name: np.array(found[f"{name}/returns"], float) for name in names}
+
+    @pinned()
+    def state(self, step: int | None = None, best: bool = False) -> Any:
+        """The federation's state at a checkpoint: the newest good one, that of a round, or the best evaluated one.
+
+        Raises:
+          NoCheckpoint: there is none.
+        """
+        directory = self.path / rundir.CHECKPOINTS
+        step = checkpoint.best_step(directory) if best else step
+        return checkpoint.restore(directory, assemble.abstract_state(self._made), _say, step).state
+
+    @pinned()
+    def evaluate(
+        self,
+        clients: str | int = "all",
+        adapt_steps: int | None = None,
+        adapt_lr: float | Sequence[float] = (),
+        *,
+        step: int | None = None,
+        best: bool = False,
+    ) -> np.ndarray:
+        """Returns [N, k+1] of an episode, before adaptation and after each of k steps.
+
+        Args:
+          clients: "all", "new" (never trained on), or how many of the federation's first clients.
+          adapt_steps: k; the run's own by default.
+          adapt_lr: a rate for each step, the last one for those that follow; the run's own by default.
+          step, best: of the checkpoint, as for `state`.
+        """
+        rates = tuple(np.atleast_1d(np.asarray(adapt_lr, float)).tolist())
+        evaluation = scoring.make_evaluation(self._made, rates, adapt_steps)
+        state, config = self.state(step, best), self._made.config
+        if clients == "new":
+            return np.array(scoring.new_clients(evaluation, state, config.new_clients or 100))
+        count = config.num_clients if clients == "all" else clients
+        if not isinstance(count, int) or not 1 <= count <= config.num_clients:
+            raise ConfigError(f"clients = {clients!r}: must be 'all', 'new' or an integer, 1 to {config.num_clients}")
+        return np.array(scoring.old_clients(evaluation, state, count))
+
+    @pinned()
+    def policy(self, client: int, adapt_steps: int = 1, *, step: int | None = None, best: bool = False) -> Callable:
+        """What a client acts with after adaptation: obs [O] or [B, O] -> action [A] or [B, A], in NumPy.
+
+        The action is the distribution's mean; with `rng=numpy.random.default_rng(0)` it is a sample.
+        """
+        made, state = self._made, self.state(step, best)
+        if not 0 <= client < made.config.num_clients:
+            raise ConfigError(f"client {client}: must be an integer, 0 to {made.config.num_clients - 1}")
+        before, after = scoring.adapted(made, state, jnp.array([client]), adapt_steps)
+        params = jax.tree.map(lambda x: x[0], after if adapt_steps else before)
+        apply = jax.jit(partial(assemble.make_policy(made.config, made.env.spec).apply, params))
+
+        def act(obs: Any, rng: np.random.Generator | None = None) -> np.ndarray:
+            rows = np.atleast_2d(np.asarray(obs, np.float32))
+            mean, log_std = map(np.asarray, apply(rows))
+            if rng is not None:
+                mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape, np.float32)
+            return mean if np.ndim(obs) > 1 else mean[0]
+
+        return act
+
+    def resume(
+        self,
+        rounds: int | None = None,
+        *,
+        loggers: Iterable[Logger | Callable[[], Logger]] = (),
+        callbacks: Iterable[Callback] = (),
+        quiet: bool = False,
+    ) -> "Run":
+        """Go on to the last round, or to that of `rounds`; a finished run stays as it is. Returns the run itself."""
+        config = self.config if rounds is None else replace(self.config, rounds=rounds)
+        return bring(self.path, config, quiet, loggers, callbacks)
+
+    @cached_property
+    def _made(self) -> assemble.Run:
+        return assemble.make_run(self.config)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, *[f"{mean:.1f} ± {half:.1f}" for mean, half in map(statistics.mean_ci95, returns.T.tolist())])
+            for name, returns in self.returns.items()
+        ]
+        config = self.config
+        title = f"{config.algorithm} on {config.env}, seed {config.seed}: {self.path}"
+        columns = ("", *[f"{j} steps" for j in range(max((len(row) - 1 for row in rows), default=0))])
+        return _html(title, columns, rows or [("not finished",)])
+
+
+class Runs(tuple[Run, ...]):
+    """Runs of a sweep."""
+
+    def report(self) -> list[dict[str, Any]]:
+        """A row for each group of runs that differ in their seeds alone and kind of clients, as `report --json`."""
+        return tables.rows([run.path for run in self], _say)
+
+    def _repr_html_(self) -> str:
+        rows = self.report()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = lambda x: f"{x:.1f}" if isinstance(x, float) else str(x)
+        return _html(f"{len(self)} runs", columns, [[text(row.get(key, "")) for key in columns] for row in rows])
+
+
+def bring(path: Path, config: Config, quiet: bool, loggers: Iterable, callbacks: Iterable) -> Run:
+    """Bring a run to its last round and evaluation; what is finished stays as it is, and whatever ends it is raised."""
+    config = runner.with_engine(path, config)
+    if not runner.is_settled(path, config):
+        reporter = Reporter(quiet or rundir.is_reader())
+        runner.run_group([config], [path], reporter, Hooks(tuple(loggers), tuple(callbacks)))
+    return Run(path)
+
+
+def _say(line: str) -> None:
+    Reporter(quiet=False).warn(line)
+
+
+def _html(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption><tr>{cells('th', columns)}</tr>{body}</table>"

@@ -1,0 +1,111 @@
+"""New runs, and runs by their directories."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fedjax_rl import config as configuration
+from fedjax_rl.api.opened import Run, Runs, bring
+from fedjax_rl.config import Config, ConfigError, presets
+from fedjax_rl.runs import rundir, runner, scoring
+from fedjax_rl.runs import sweep as sweeps
+from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.recorder import Callback, Hooks, Logger
+
+
+def train(
+    algorithm: str = "fmrl",
+    env: str | None = None,
+    *,
+    preset: str = presets.DEFAULT,
+    out: str | PathLike | None = None,
+    seed: int = 0,
+    loggers: Iterable[Logger | Callable[[], Logger]] = (),
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+    **values: Any,
+) -> Run:
+    """Train a federation to its last round and evaluate it, as `fedjax-rl train` does.
+
+    It works in a thread too, where no signal is caught.
+
+    Args:
+      algorithm: a name of `fedjax-rl list`, a registered one, or module:name.
+      env: likewise; half_cheetah/direction by default.
+      preset: the lowest layer of values.
+      out: the run's directory; by default a new one in runs/.
+      seed: of every random draw.
+      loggers: `TensorBoard`, `WandB` or your own; see `Logger`.
+      callbacks: see `Callback`.
+      quiet: no progress on stderr.
+      values: options of the algorithm, as they are called in config.toml: rounds=100, server_lr=1e-3, ...
+
+    Raises:
+      ConfigError: a value, or the directory, is not what it has to be.
+      Diverged: the server's state ceased to be finite.
+
+    >>> run = train("fedavg", "navigation", preset="tiny", out=getfixture("tmp_path") / "run", quiet=True)
+    >>> run.evaluate(adapt_steps=1).shape
+    (8, 2)
+    """
+    config = _configured(algorithm, env, preset, {"seed": seed, **values})
+    directory = Path(out) if out is not None else rundir.default_path(config)
+    rundir.refuse_existing(directory)
+    return bring(directory, config, quiet, loggers, callbacks)
+
+
+def sweep(
+    algorithm: str = "fmrl",
+    env: str | None = None,
+    *,
+    seeds: Iterable[int] = range(3),
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    halvings: int = 0,
+    preset: str = presets.DEFAULT,
+    out: str | PathLike | None = None,
+    loggers: Iterable[Logger | Callable[[], Logger]] = (),
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+    **values: Any,
+) -> Runs:
+    """Every point of a grid with every seed, as `fedjax-rl sweep` does: runs that can share a program do.
+
+    Args:
+      grid: {"server_lr": [5e-4, 1e-3], ...}: every combination is run.
+      halvings: successive halving: so many times only the better half of the grid's points goes on.
+      algorithm, env, preset, out, loggers, callbacks, quiet, values: as for `train`; a logger is best given as a class.
+
+    Returns:
+      The runs that went to the last round.
+    """
+    config = _configured(algorithm, env, preset, values)
+    directory = Path(out) if out is not None else rundir.default_path(config, "sweep")
+    rundir.refuse_existing(directory)
+    legal = {item.name for item in fields(config)}
+    if unknown := [key for key in grid or {} if key not in legal or key == "seed"]:
+        raise ConfigError(f"grid: unknown key {unknown[0]!r}{configuration.nearest(unknown[0], legal)}")
+    members = sweeps.members(config, grid or {}, list(seeds), directory)
+    members = {path: runner.with_engine(path, c) for path, c in members.items()}
+    runner.check(members)
+    rundir.create_sweep(directory, members, halvings)
+    reporter, hooks = Reporter(quiet), Hooks(tuple(loggers), tuple(callbacks))
+    left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
+    return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())
+
+
+def load(directory: str | PathLike) -> Run:
+    """The run of a directory.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    rundir.open_run(Path(directory))
+    return Run(Path(directory))
+
+
+def _configured(algorithm: str, env: str | None, preset: str, values: Mapping[str, Any]) -> Config:
+    given = {"env": env} if env is not None else {}
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return configuration.build(algorithm, presets.preset(preset, algorithm, env), given, lists)

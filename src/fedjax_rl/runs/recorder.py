@@ -1,0 +1,96 @@
+"""What happens to a run's numbers: lines in its directory, and whoever else wants to see them.
+
+All of it is on the host, between rounds. A logger only looks; a callback may end a run.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from fedjax_rl.config import Config
+from fedjax_rl.runs import records, rundir
+
+
+class Logger(Protocol):
+    """Sees a run's numbers, which are plain ones. What it raises is said once, and then the run goes on without it."""
+
+    def start(self, config: Mapping[str, Any], directory: Path) -> None:
+        """Before the first round of this process; `config` has every value, and the algorithm's name."""
+
+    def log(self, record: Mapping[str, float | None], round: int, env_steps: int) -> None:
+        """After a round or an evaluation: numbers by name."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """After the last evaluation: by kind of clients ("eval", "eval_new") means and intervals; {} without one."""
+
+
+class Callback(Protocol):
+    """Asked after the records are written; True ends the run: it is saved and evaluated, and counts as done."""
+
+    def after_round(self, directory: Path, record: Mapping[str, float | None]) -> bool | None:
+        """`record`: the round's line of metrics.jsonl."""
+
+    def after_evaluation(self, directory: Path, returns: Sequence[Sequence[float]]) -> bool | None:
+        """`returns` [n][k+1] of an evaluation between rounds."""
+
+
+class Hooks(NamedTuple):
+    """Who looks on. A logger that is callable (a class, say) is made anew for each run."""
+
+    loggers: tuple[Logger | Callable[[], Logger], ...] = ()
+    callbacks: tuple[Callback, ...] = ()
+
+
+class Recorder:
+    """One run's numbers, from the round that it goes on from.
+
+    Args:
+      directory: the run's.
+      config: its values.
+      env_steps_per_round: environment steps of a round.
+      hooks: who looks on.
+      warn: says a line that nobody may miss.
+    """
+
+    def __init__(
+        self, directory: Path, config: Config, env_steps_per_round: int, hooks: Hooks, warn: Callable[[str], None]
+    ) -> None:
+        self.directory, self.warn, self.callbacks = directory, warn, hooks.callbacks
+        self._env_steps_per_round = env_steps_per_round
+        rows = records.read(directory / rundir.METRICS).rows
+        self._began = time.perf_counter() - (rows[-1].get("time") or 0.0 if rows else 0.0)
+        self._loggers = [] if rundir.is_reader() else [new() if callable(new) else new for new in hooks.loggers]
+        self._tell("start", {"algorithm": config.algorithm, **vars(config)}, directory)
+
+    def round(self, row: Mapping[str, Any], participants: Mapping[str, Any]) -> bool:
+        """Record a round; does a callback ask for the end?"""
+        number = row["round"]
+        steps = number * self._env_steps_per_round
+        row = {**row, "env_steps": steps, "time": time.perf_counter() - self._began}
+        rundir.append(self.directory / rundir.METRICS, row)
+        rundir.append(self.directory / rundir.PARTICIPANTS, {"round": number, **participants})
+        self._tell("log", {key: value for key, value in row.items() if key != "round"}, number, steps)
+        return any([callback.after_round(self.directory, row) for callback in self.callbacks])
+
+    def evaluation(self, record: Mapping[str, Any], returns: Sequence[Sequence[float]] = ()) -> bool:
+        """Record an evaluation; does a callback ask for the end? `returns` of one between rounds."""
+        rundir.append(self.directory / rundir.EVAL, record, sync=True)
+        means = {key: value["mean"] for key, value in record.items() if isinstance(value, Mapping)}
+        self._tell("log", means, record["round"], record["round"] * self._env_steps_per_round)
+        asked = [callback.after_evaluation(self.directory, returns) for callback in self.callbacks if returns]
+        return any(asked)
+
+    def finish(self, summaries: Mapping[str, Any]) -> None:
+        """The run is over."""
+        self._tell("finish", summaries)
+
+    def _tell(self, what: str, *args: Any) -> None:
+        for logger in tuple(self._loggers):
+            try:
+                getattr(logger, what)(*args)
+            except Exception as error:  # tracking must not end a run
+                reason = (str(error).strip().splitlines() or ["?"])[0]
+                name = type(logger).__name__
+                self.warn(f"{self.directory}: {name}.{what} failed, so it is dropped: {type(error).__name__}: {reason}")
+                self._loggers.remove(logger)
