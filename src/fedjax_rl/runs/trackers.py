@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class WandB:
     def start(self, config: Mapping[str, Any], directory: Path) -> None:
         """Begin, or take up, the run whose id the directory keeps."""
         kept = directory / WANDB_ID
-        known = json.loads(kept.read_text()) if kept.exists() else {"id": self._module.util.generate_id()}
+        known = json.loads(kept.read_text()) if kept.exists() else {"id": secrets.token_hex(4)}
         write_text(kept, json.dumps(known) + "\n")
         given = {"mode": "offline", "project": "fedjax_rl", "name": directory.name, "group": directory.parent.name}
         own = {"dir": str(directory), "config": dict(config), "resume": "allow", "reinit": "create_new"}
