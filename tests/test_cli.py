@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl import cli
-from fedjax_rl.config.options import FmrlConfig
+from fedjax_rl.config.algorithms import FmrlConfig
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()

@@ -9,7 +9,8 @@ from fedjax_rl import config
 from fedjax_rl.cli import parse as arguments
 from fedjax_rl.config import CONFIGS, ConfigError, presets
 from fedjax_rl.config import sources as layers
-from fedjax_rl.config.options import SERVER_NAMES, FedProxConfig, FmrlConfig
+from fedjax_rl.config.algorithms import FedProxConfig, FmrlConfig
+from fedjax_rl.config.options import SERVER_NAMES
 from fedjax_rl.federation import server_optimizers as optimizers
 from fedjax_rl.host import registry
 from fedjax_rl.rl import policies, surrogates

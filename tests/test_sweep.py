@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_rl import cli, config
 from fedjax_rl.cli import commands
-from fedjax_rl.config.options import FmrlConfig
+from fedjax_rl.config.algorithms import FmrlConfig
 from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, sweep
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.progress import Reporter

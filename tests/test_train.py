@@ -14,7 +14,7 @@ import pytest
 from fedjax_rl import cli
 from fedjax_rl.cli import commands
 from fedjax_rl.config import CONFIGS, Config
-from fedjax_rl.config.options import FmrlConfig, ScaffoldConfig
+from fedjax_rl.config.algorithms import FmrlConfig, ScaffoldConfig
 from fedjax_rl.federation import evaluate, simulate
 from fedjax_rl.host import exits, output, signals
 from fedjax_rl.runs import assemble, checkpoint, mending, records, rundir, scoring

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_rl.host.cores import cores
-from fedjax_rl.runs import rundir
+from fedjax_rl.runs import provenance
 
 Row = dict[str, Any]
 
@@ -53,10 +53,10 @@ def row(benchmark: str, **figures: Any) -> Row:
     """A row of results: the figures, the versions, the device."""
     device = jax.devices()[0]
     facts = {
-        "versions": {name: found for name, found in rundir.versions().items() if found},
+        "versions": {name: found for name, found in provenance.versions().items() if found},
         "device": device.device_kind,
         "devices": jax.device_count(),
         "cores": cores(),
-        "git": rundir.git_revision(),
+        "git": provenance.git_revision(),
     }
     return {"benchmark": benchmark, **figures, **facts}

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from fedjax_rl.cli import processes
 from fedjax_rl.cli.entries import COMMANDS
 from fedjax_rl.config import ConfigError, nearest
 from fedjax_rl.host import exits, lifeline, output, signals
@@ -76,7 +77,7 @@ def program() -> int:
     """The command of a process of its own: `main` between streams made fit and streams given up."""
     output.prepare()
     signals.owns_process = True
-    with lifeline.held():
+    with processes.held():
         code = lifeline.leave(main())
     output.settle()
     return code

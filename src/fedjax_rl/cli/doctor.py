@@ -14,7 +14,7 @@ from fedjax_rl.envs.physics.fused.compiler import Unavailable, find
 from fedjax_rl.host import output
 from fedjax_rl.host.cores import cores
 from fedjax_rl.host.numerics import pinned, root_key
-from fedjax_rl.runs.rundir import versions
+from fedjax_rl.runs.provenance import versions
 
 ENV = "half_cheetah/direction"
 BATCH = 64

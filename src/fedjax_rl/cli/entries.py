@@ -84,8 +84,8 @@ def _eval(argv: Sequence[str]) -> int:
     processes.meet("eval", options, options.run)
     config = rundir.open_run(options.run)  # a wrong directory is answered before jax is imported
     options.check(config)
-    if options.adapt_lr and config.algorithm == "meta_sgd":
-        raise ConfigError("--adapt-lr: meta_sgd adapts with the rates that it learned; leave the option out")
+    if options.adapt_lr and config.learns_rates:
+        raise ConfigError(f"--adapt-lr: {config.algorithm} adapts with the rates that it learned; leave the option out")
     rundir.refuse_unsaved(options.run)
     processes.start("eval", options, config, options.run)
     from fedjax_rl.cli.commands import evaluate

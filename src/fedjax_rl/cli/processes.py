@@ -2,11 +2,15 @@
 
 import os
 import platform
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedjax_rl.config import ConfigError
-from fedjax_rl.host import agreement, lifeline, output
+from fedjax_rl.host import agreement, exits, lifeline, output
 
 
 def meet(command: str, options: Any, directory: Path | None) -> None:
@@ -46,7 +50,7 @@ def start(command: str, options: Any, config: Any, directory: Path | None) -> No
         return
     from fedjax_rl.envs import engine
     from fedjax_rl.federation import placement
-    from fedjax_rl.runs import rundir
+    from fedjax_rl.runs import provenance, rundir
 
     given = {key: value for key, value in vars(options).items() if key not in NOT_SHARED | ELSEWHERE}
     facts = {
@@ -56,7 +60,7 @@ def start(command: str, options: Any, config: Any, directory: Path | None) -> No
         **vars(config),
         **{f"--{key.replace('_', '-')}": value for key, value in given.items()},
         "Python": platform.python_version(),
-        **rundir.versions(),
+        **provenance.versions(),
         **placement.settings(),
         "checkpoints": sorted(step.name for step in (directory / rundir.CHECKPOINTS).glob("*.digest.json")),
     }
@@ -69,3 +73,18 @@ def start(command: str, options: Any, config: Any, directory: Path | None) -> No
     placement.same_devices()
     if not placement.is_first():
         rundir.only_read()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Around all that a process does: an error that nobody expected does not leave the others waiting."""
+    try:
+        yield
+    except Exception as error:
+        joined = lifeline.joined()
+        if joined is None:
+            raise
+        time.sleep(lifeline.GRACE_S)  # most likely another process is gone, and this one ends meanwhile
+        traceback.print_exc(file=output.stderr)
+        lifeline.because(f"{type(error).__name__}, see what it printed; {joined.remedy()}")
+        joined.leave(exits.CANNOT_WRITE)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_rl.config.options import ConfigError, config_class, nearest
+from fedjax_rl.config.algorithms import config_class
+from fedjax_rl.config.rules import nearest
+from fedjax_rl.host.exits import ConfigError
 
 # The published setting (Liu, Xu, Wu, Jiang 2024, section 4): all of its numbers are first-order.
 _PAPER = {
@@ -63,7 +65,9 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
     values = {key: value for key, value in PRESETS[name].items() if key in legal}
     if name != "paper" and env is not None and env.startswith("ant/"):
         values |= _ANT
-    if algorithm == "reptile":  # its local steps are the adaptation's, as published, and its changes as much larger
+    if config_class(
+        algorithm
+    ).steps_are_adaptation:  # its local steps are the adaptation's, as published, and its changes as much larger
         growth = values["inner_lr"] / values["local_lr"]
         values |= {key: values[key] * growth for key in ("local_lr", "max_change_norm") if key in values}
     if name == "paper" and "server_lr" in legal and env in (None, "half_cheetah/direction"):

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fedjax_rl.config.options import CONFIGS, EXECUTION, LATER, Config, ConfigError, build, config_class, nearest
+from fedjax_rl.config.algorithms import CONFIGS, build, config_class
+from fedjax_rl.config.options import EXECUTION, LATER, Config
+from fedjax_rl.config.rules import nearest
+from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.files import read_text
 
 SCHEMA = 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedjax_rl.host import lifeline
 from fedjax_rl.host.exits import ConfigError
+from fedjax_rl.host.peer import processes
 
 SEEN_S = 5.0  # for a file that one process has written to be seen by all
 
@@ -63,5 +64,5 @@ def same_directory(path: Path) -> None:
         for directory in made if blind else ():
             directory.rmdir()
     if blind:
-        who = f"{lifeline.processes(blind)} of {line.count} and process 0"
+        who = f"{processes(blind)} of {line.count} and process 0"
         raise ConfigError(f"{who} do not see the same directory at {path}; choose one on a file system that all share")

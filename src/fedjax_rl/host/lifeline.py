@@ -15,13 +15,12 @@ import queue
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 from fedjax_rl.host import exits, output, relay
 from fedjax_rl.host.exits import ConfigError
+from fedjax_rl.host.peer import Peer, processes
 
 SHARED = (exits.DONE, exits.DIVERGED, exits.UNHEARD)  # what all processes find out alike: no one ends because of it
 GRACE_S = 3.0  # for this process to end by itself, of what ended another one
@@ -29,37 +28,12 @@ ANSWER_S = 10.0  # for a connection to say who it is
 AGAIN = "start all of them again"
 
 
-class _Peer:
-    """Another process and the connection to it."""
-
-    def __init__(self, number: int, connection: socket.socket) -> None:
-        connection.settimeout(None)
-        relay.watch_for_death(connection)
-        self.number, self.connection = number, connection
-        self.inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self.has_left = False
-
-    def send(self, kind: str, *values: Any) -> None:
-        try:
-            self.connection.sendall(json.dumps([kind, *values]).encode() + b"\n")
-        except OSError:  # whoever reads from it sees its end
-            pass
-
-    def messages(self):
-        try:
-            with self.connection.makefile("rb") as lines:
-                for line in lines:
-                    yield json.loads(line)
-        except (OSError, ValueError):
-            pass
-
-
 class Lifeline:
     """Process `number` of `count`. `peers` are all others for process 0, and process 0 for the others."""
 
     def __init__(self, address: str, count: int, number: int, devices: Any, remedy: Callable[[], str]) -> None:
         self.address, self.count, self.number, self.devices, self.remedy = address, count, number, devices, remedy
-        self.peers: dict[int, _Peer] = {}
+        self.peers: dict[int, Peer] = {}
         self.changed = threading.Condition()
         self.refusal = ""  # why nobody can join
         self.why = ""  # the line that this process ends with
@@ -101,7 +75,7 @@ class Lifeline:
         except (OSError, ValueError, TypeError):
             connection.close()
             return
-        peer = _Peer(number, connection)
+        peer = Peer(number, connection)
         with self.changed:
             if count != self.count:
                 differing = f"--num-processes: {self.count} and {count}"
@@ -127,7 +101,7 @@ class Lifeline:
             raise exits.ProcessLost(f"not all {self.count} processes came within {timeout} s; {AGAIN}") from None
         relay.listen(self.service, self._pass_on, "127.0.0.1")
 
-    def _find(self, deadline: float, timeout: int) -> _Peer:
+    def _find(self, deadline: float, timeout: int) -> Peer:
         reason = "nobody answers"
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -136,7 +110,7 @@ class Lifeline:
                 reason = error.strerror or str(error)
                 time.sleep(min(0.2, left))
                 continue
-            peer = _Peer(0, connection)
+            peer = Peer(0, connection)
             peer.send("process", self.number, self.count)
             connection.settimeout(min(left, ANSWER_S))
             try:
@@ -184,7 +158,7 @@ class Lifeline:
             self._exit(code)
         return code
 
-    def _watch(self, peer: _Peer) -> None:
+    def _watch(self, peer: Peer) -> None:
         """Read what a process says until it ends."""
         for kind, *values in peer.messages():
             if kind == "value":
@@ -281,23 +255,3 @@ def because(line: str) -> None:
 def leave(code: int) -> int:
     """Before the process ends with a code: tell the others. Returns the code, or not at all."""
     return code if _joined is None else _joined.leave(code)
-
-
-@contextmanager
-def held():
-    """Around all that a process does: an error that nobody expected does not leave the others waiting."""
-    try:
-        yield
-    except Exception as error:
-        if _joined is None:
-            raise
-        time.sleep(GRACE_S)  # most likely another process is gone, and this one ends meanwhile
-        traceback.print_exc(file=output.stderr)
-        because(f"{type(error).__name__}, see what it printed; {_joined.remedy()}")
-        _joined.leave(exits.CANNOT_WRITE)
-
-
-def processes(numbers) -> str:
-    """[1] -> 'process 1'; [1, 2] -> 'processes 1, 2'."""
-    numbers = list(numbers)
-    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -6,24 +6,19 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.config.sources import SEAL, load, loads, to_sealed_toml, to_toml
 from fedjax_rl.host import exits, output
-from fedjax_rl.host.cores import cores
 from fedjax_rl.host.files import explain, read_text, write_text
-from fedjax_rl.runs import digest, records
+from fedjax_rl.runs import digest, provenance, records
 from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS
 
 CONFIG, ENV, CHECKPOINTS, REJECTED = "config.toml", "env.json", "ckpt", "rejected"
@@ -31,12 +26,8 @@ PROBE = "probe"  # in CHECKPOINTS, for the moment in which it is tried whether c
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
 __all__ = ["EVAL", "METRICS", "PARTICIPANTS"]  # also from here
 KEEP = 3  # newest steps kept, beside the best one and those of keep_every
-PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
-
 REMEDY = f"put it back into {CONFIG}, or train anew with another --out"
-
 _BY_MUJOCO = ("half_cheetah/", "ant/")  # what earlier versions stepped with it
-
 _is_reader = False
 
 
@@ -96,7 +87,7 @@ def create(path: Path, config: Config) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINTS).mkdir(exist_ok=True)
         write_config(path, config)
-        write_text(path / ENV, json.dumps(describe(config.seed), indent=1) + "\n")
+        write_text(path / ENV, json.dumps(provenance.describe(config.seed), indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the run directory {path}: {explain(error)}") from error
 
@@ -244,52 +235,6 @@ def mark_diverged(path: Path, round: int) -> None:
     write_text(path / DIVERGED, json.dumps({"round": round}) + "\n")
 
 
-def describe(seed: int) -> dict[str, Any]:
-    """Where a run took place: versions, device, git revision, command line, seed."""
-    import jax
-
-    from fedjax_rl.host.numerics import PRNG
-
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **versions(),
-        "device": device.device_kind,
-        "device_count": jax.device_count(),
-        "cores": cores(),
-        "prng": PRNG,
-        "environ": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_"))},
-        "git": git_revision(),
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "seed": seed,
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Installed versions of the packages that decide a run's numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def git_revision() -> str | None:
-    here = Path(__file__).parent
-    if not any((parent / ".git").exists() for parent in here.parents):
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", here, "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
 def has_checkpoint(path: Path) -> bool:
     """Is there a finished step, good or not? Needs no jax, so that a run without one is refused at once."""
     return bool(digest.steps(path / CHECKPOINTS))
@@ -310,6 +255,5 @@ def refuse_lost(path: Path, config: Config) -> None:
     first = min([config.save_every, *[row["round"] for row in evaluations]])  # an evaluated state is saved next
     past = any(row["round"] > first for row in rows) or any(row["final"] for row in evaluations)
     if not has_checkpoint(path) and past:
-        raise exits.NoCheckpoint(
-            f"{path} holds no checkpoint, so nothing to continue: train anew with another --out", path
-        )
+        line = f"{path} holds no checkpoint, so nothing to continue: train anew with another --out"
+        raise exits.NoCheckpoint(line, path)

@@ -1,0 +1,169 @@
+"""What each algorithm adds to the shared options: a class mirrors its factory, and an option is one line."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from fedjax_rl.config.options import ChangeConfig, Config, ServerConfig
+from fedjax_rl.config.rules import name, nearest, number
+from fedjax_rl.host import registry
+from fedjax_rl.host.exits import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FmrlConfig(ChangeConfig):
+    """FMRL (Liu, Xu, Wu, Jiang 2024): clients train the point from which one step of adaptation is best."""
+
+    algorithm: ClassVar[str] = "fmrl"
+    order: str = name("second", "first", "second")  # second: exact meta-gradient, first: without the curvature
+
+    @property
+    def batches(self) -> int:
+        """One before the adaptation step, one after."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvgConfig(ChangeConfig):
+    """FedAvg: local policy-gradient steps on each client, the server absorbs the mean change."""
+
+    algorithm: ClassVar[str] = "fedavg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProxConfig(ChangeConfig):
+    """FedProx: FedAvg whose local steps are pulled towards the round's first parameters."""
+
+    algorithm: ClassVar[str] = "fedprox"
+    mu: float = number(0.01, 0, 10_000)  # weight of the proximal term mu/2 |theta - theta_k|^2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaffoldConfig(ServerConfig):
+    """SCAFFOLD: FedAvg with control variates against the clients' drift."""
+
+    algorithm: ClassVar[str] = "scaffold"
+    refuses_stragglers: ClassVar[str] = "its variates are means over all local steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerFedAvgConfig(FmrlConfig):
+    """Per-FedAvg: FMRL with fresh batches in every local step."""
+
+    algorithm: ClassVar[str] = "per_fedavg"
+
+    @property
+    def batches(self) -> int:
+        """Two for every local step."""
+        return 2 * self.local_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PFedMeConfig(ChangeConfig):
+    """pFedMe: personal models near the global one, by Moreau envelopes; evaluations start from the global model."""
+
+    algorithm: ClassVar[str] = "pfedme"
+    model: ClassVar[str] = "global"
+    personal_steps: int = number(5, 1, 10_000)  # steps of the personal model in each local step
+    personal_lr: float = number(0.01, 0, 100, above=True)  # rate of those steps
+    penalty: float = number(15.0, 0, 10_000)  # weight of penalty/2 |v - w|^2 (the paper's lambda)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedRepConfig(ChangeConfig):
+    """FedRep: a shared body, and on every client a head of its own (output layer and log_std)."""
+
+    algorithm: ClassVar[str] = "fedrep"
+    head_steps: int = number(5, 1, 10_000)  # local steps on the head, before those on the body
+
+
+@dataclass(frozen=True, kw_only=True)
+class DittoConfig(ChangeConfig):
+    """Ditto: FedAvg, and a personal model on every client that is held near the global one."""
+
+    algorithm: ClassVar[str] = "ditto"
+    personal_lr: float = number(0.01, 0, 100, above=True)  # rate of the personal model's steps
+    penalty: float = number(1.0, 0, 10_000)  # weight of penalty/2 |v - theta_k|^2 (the paper's lambda)
+
+    @property
+    def batches(self) -> int:
+        """One for the global model, one for the personal one."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReptileConfig(ChangeConfig):
+    """Reptile: towards where several local steps lead, each on a fresh batch."""
+
+    algorithm: ClassVar[str] = "reptile"
+    steps_are_adaptation: ClassVar[bool] = True
+
+    @property
+    def batches(self) -> int:
+        """One for every local step."""
+        return self.local_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSgdConfig(FmrlConfig):
+    """Meta-SGD: FMRL that also learns and federates the adaptation rate of every parameter."""
+
+    algorithm: ClassVar[str] = "meta_sgd"
+    learns_rates: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndependentConfig(Config):
+    """No federation: every client learns alone from the same start."""
+
+    algorithm: ClassVar[str] = "independent"
+
+
+_CLASSES = (
+    FmrlConfig,
+    FedAvgConfig,
+    FedProxConfig,
+    ScaffoldConfig,
+    PerFedAvgConfig,
+    PFedMeConfig,
+    FedRepConfig,
+    DittoConfig,
+    ReptileConfig,
+    MetaSgdConfig,
+    IndependentConfig,
+)
+CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
+
+
+def config_class(algorithm: str) -> type[Config]:
+    """The configuration class of an algorithm; a guest's is made from its factory's signature.
+
+    Raises:
+      ConfigError: there is no such algorithm, or a guest's cannot be imported or has options that cannot be typed.
+    """
+    if algorithm in CONFIGS:
+        return CONFIGS[algorithm]
+    known = [*registry.names("algorithm"), *registry.guests("algorithm")]
+    if algorithm not in known and not registry.PLACE.fullmatch(algorithm):
+        raise ConfigError(f"unknown algorithm {algorithm!r}{nearest(algorithm, known)}; known: {', '.join(known)}")
+    from fedjax_rl.config.guests import config_of
+
+    return config_of(algorithm, registry.find("algorithm", algorithm))
+
+
+def build(algorithm: str, *layers: Mapping[str, Any]) -> Config:
+    """A configuration from layers of values; a later layer wins. Unknown keys are refused."""
+    cls = config_class(algorithm)
+    legal = {item.name for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key in layer:
+            if key not in legal:
+                raise ConfigError(f"unknown key {key!r} for {algorithm}{_key_hint(key, legal)}")
+        values.update(layer)
+    return cls(**values)
+
+
+def _key_hint(key: str, legal: Iterable[str]) -> str:
+    owners = [a for a, c in CONFIGS.items() if key in {item.name for item in fields(c)}]
+    return f" (it is an option of {', '.join(owners)})" if owners else nearest(key, legal)

@@ -1,0 +1,60 @@
+"""Where a run took place: versions, device, git revision, command line. Imports no jax until it is asked."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fedjax_rl.host.cores import cores
+
+PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
+
+
+def describe(seed: int) -> dict[str, Any]:
+    """Where a run took place: versions, device, git revision, command line, seed."""
+    import jax
+
+    from fedjax_rl.host.numerics import PRNG
+
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions(),
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "cores": cores(),
+        "prng": PRNG,
+        "environ": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_"))},
+        "git": git_revision(),
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": seed,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the packages that decide a run's numbers."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit of the clone that this package is in; None elsewhere."""
+    here = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in here.parents):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", here, "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
