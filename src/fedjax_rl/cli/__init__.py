@@ -21,6 +21,7 @@ commands:
   replay DUMP         one client that --nan-dump wrote down, alone and step by step
   render RUN          clients before and after adaptation, as --out a.gif or a.html
   report RUN...       tables and a figure of finished runs, seeds taken together
+  ls [DIR], show RUN  what runs there are (in runs/), and what is known of one
   bench WHAT          speed and memory of this machine, beside its limits and other tools
   doctor              versions, devices and a check of the physics
   list                algorithms, environments, presets and server optimizers

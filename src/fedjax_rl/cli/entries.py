@@ -129,6 +129,26 @@ def _report(argv: Sequence[str]) -> int:
     return exits.DONE
 
 
+def _ls(argv: Sequence[str]) -> int:
+    from fedjax_rl.cli import options as known
+
+    options = known.parse_command(known.LsOptions, argv, "ls")
+    from fedjax_rl.reports import overview
+
+    overview.ls(options.directory, options.json)
+    return exits.DONE
+
+
+def _show(argv: Sequence[str]) -> int:
+    from fedjax_rl.cli import options as known
+
+    options = known.parse_command(known.ShowOptions, argv, "show")
+    from fedjax_rl.reports import overview
+
+    overview.show(options.run, options.json)
+    return exits.DONE
+
+
 def _bench(argv: Sequence[str]) -> int:
     from fedjax_rl.cli import options as known
 
@@ -165,6 +185,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "replay": _replay,
     "render": _render,
     "report": _report,
+    "ls": _ls,
+    "show": _show,
     "bench": _bench,
     "doctor": _doctor,
     "list": _list,

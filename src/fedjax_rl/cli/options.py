@@ -155,6 +155,22 @@ class ReportOptions:
             raise ConfigError(f"--figure {self.figure}: the name must end in .png, .pdf or .svg")
 
 
+@dataclass(frozen=True)
+class LsOptions:
+    """What runs there are, at and below a directory: rounds, the return after one step, and whether they can go on."""
+
+    directory: tyro.conf.Positional[Path] = Path("runs")  # where to look
+    json: bool = False  # print JSON
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """What is known of one run: its state, every value, its checkpoints and evaluations."""
+
+    run: tyro.conf.Positional[Path]  # run directory
+    json: bool = False  # print JSON
+
+
 BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", "peers")
 
 
