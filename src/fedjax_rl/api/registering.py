@@ -12,6 +12,11 @@ def register_environment(factory: Callable[..., Any], name: str | None = None) -
 
     A function that takes `backend` or `observation` is given them. Another process, `resume` say, does not know the
     name: name it there by module:name, or by an entry point.
+
+    >>> from fedjax_rl.envs.navigation import navigation
+    >>> _ = register_environment(navigation, "stroll")
+    >>> make_env("stroll").spec.horizon
+    100
     """
     return registry.register("environment", factory, name)
 

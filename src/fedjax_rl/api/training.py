@@ -46,7 +46,10 @@ def train(
       ConfigError: a value, or the directory, is not what it has to be.
       Diverged: the server's state ceased to be finite.
 
-    >>> run = train("fedavg", "navigation", preset="tiny", out=getfixture("tmp_path") / "run", quiet=True)
+    Returns:
+      The run, which is finished, or ended by a callback.
+
+    >>> run = train("fedavg", "navigation", preset="tiny", out=directory / "run", quiet=True)
     >>> run.evaluate(adapt_steps=1).shape
     (8, 2)
     """
@@ -79,6 +82,14 @@ def sweep(
 
     Returns:
       The runs that went to the last round.
+
+    Raises:
+      ConfigError: a value, a key of the grid, or the directory, is not what it has to be.
+
+    >>> grid = {"server_lr": [0.01, 0.1]}
+    >>> runs = sweep("fedavg", "navigation", preset="tiny", seeds=[0], grid=grid, out=directory / "sweep", quiet=True)
+    >>> [row["group"] for row in runs.report() if row["clients"] == "all"]
+    ['fedavg server_lr=0.01', 'fedavg server_lr=0.1']
     """
     config = _configured(algorithm, env, preset, values)
     directory = Path(out) if out is not None else rundir.default_path(config, "sweep")
@@ -100,6 +111,9 @@ def load(directory: str | PathLike) -> Run:
 
     Raises:
       ConfigError: there is none.
+
+    >>> load(directory / "run").config.algorithm
+    'fedavg'
     """
     rundir.open_run(Path(directory))
     return Run(Path(directory))
