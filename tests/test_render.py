@@ -14,8 +14,8 @@ import mujoco
 import numpy as np
 import pytest
 
+import fedjax_rl
 from fedjax_rl import cli
-from fedjax_rl.config import build as build_config
 from fedjax_rl.envs import make_env
 from fedjax_rl.envs.dynamics import Dynamics
 from fedjax_rl.envs.mujoco_env import load_asset
@@ -165,9 +165,10 @@ def test_a_film_is_the_rollout_and_stays_where_it_ended():
 
 def test_tasks_in_words():
     robot = Dynamics(jnp.array([0.5, 2.0, 2.0]), jnp.float32(1.25), jnp.array([1.5, 1.5]))
-    assert film.describe("half_cheetah/direction", jnp.float32(-1)) == "backwards"
-    assert film.describe("ant/velocity", jnp.float32(1.237)) == "1.24 m/s"
-    assert film.describe("ant/dynamics", robot) == "mass x1.26, friction x1.25, gear x1.50"
+    words = {"half_cheetah/direction": "backwards", "ant/velocity": "1.24 m/s"}
+    for (env, said), task in zip(words.items(), (-1, 1.237), strict=True):
+        assert make_env(env).describe(jnp.float32(task)) == said
+    assert make_env("ant/dynamics").describe(robot) == "mass x1.26, friction x1.25, gear x1.50"
 
 
 @pytest.mark.parametrize(
@@ -193,14 +194,12 @@ def test_mistakes_are_one_line_and_exit_2(trained, line, message, capsys, tmp_pa
 
 
 def test_what_has_no_picture_is_refused_by_name(tmp_path, capsys):
-    for env in ("navigation", "probe/delayed", "brax/hopper"):
-        path = tmp_path / env.replace("/", "_")
-        path.mkdir()
-        rundir.write_config(path, build_config("fmrl", {"env": env}))
-        assert cli.main(["render", str(path), "--out", str(tmp_path / "a.gif")]) == 2
-        err = capsys.readouterr().err
-        assert f"a run of {env}, which has no picture; render shows half_cheetah/* and ant/*" in err
-        assert err.count("\n") == 1
+    run = fedjax_rl.train("fedavg", "navigation", preset="tiny", hidden=[4], out=tmp_path / "run", quiet=True)
+    assert cli.main(["render", str(run.path), "--out", str(tmp_path / "a.html")]) == 2
+    assert capsys.readouterr().err == (
+        "fedjax-rl: navigation has no picture; render shows what MuJoCo steps, such as half_cheetah/*\n"
+    )
+    assert not (tmp_path / "a.html").exists()
 
 
 def test_a_missing_extra_is_named(trained, tmp_path, capsys, monkeypatch):

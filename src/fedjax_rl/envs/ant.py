@@ -102,15 +102,18 @@ def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
 
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along +x (task 1) or -x (task -1); directions alternate with the client's number."""
-    return _make("ant/direction", direction_reward, tasks.directions, backend, observation)
+    words = tasks.say_direction
+    return _make("ant/direction", direction_reward, tasks.directions, backend, observation, describe=words)
 
 
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along x at the task's speed, U[0, 3] m/s."""
-    return _make("ant/velocity", velocity_reward, tasks.uniform(0.0, 3.0), backend, observation)
+    speeds = tasks.uniform(0.0, 3.0)
+    return _make("ant/velocity", velocity_reward, speeds, backend, observation, describe=tasks.say_speed)
 
 
 def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards along x with the task's masses, friction and gears."""
     sample = robots.log_uniform(_BODIES, _NU)
-    return _make("ant/dynamics", dynamics_reward, sample, backend, observation, factors=robots.factors)
+    own = {"factors": robots.factors, "describe": robots.say}
+    return _make("ant/dynamics", dynamics_reward, sample, backend, observation, **own)

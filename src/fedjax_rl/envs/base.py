@@ -37,9 +37,14 @@ class Env(NamedTuple):
     """reset(key, task) -> state; step(state, action [A], task) -> state; sample_tasks(key, n) -> tasks [n, ...]; spec.
 
     `sample_tasks` draws by identity: task i depends on the key and on i alone, never on n.
+
+    For films: `describe` says a task in words, and `mjcf` is the text of the robot whose qpos the state's physics has
+    ("": there is no picture).
     """
 
     reset: Callable[[Key, Task], EnvState]
     step: Callable[[EnvState, Array, Task], EnvState]
     sample_tasks: Callable[[Key, int], Any]
     spec: EnvSpec
+    describe: Callable[[Task], str] = str
+    mjcf: str = ""

@@ -8,6 +8,7 @@ Transfer of Robotic Control with Dynamics Randomization", ICRA 2018, Table I. Th
 gait can serve as a start for all. Nothing of a task is observed.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,6 +39,12 @@ def log_uniform(bodies: int, motors: int) -> Callable[[Key, int], Dynamics]:
         return Dynamics(LIMB ** u[:, :bodies], GROUND ** u[:, bodies], LIMB ** u[:, bodies + 1 :])
 
     return draw
+
+
+def say(task: Dynamics) -> str:
+    """A robot in words: the geometric means of its factors."""
+    means = [f"{name} x{math.exp(float(jnp.log(x).mean())):.2f}" for name, x in task._asdict().items()]
+    return ", ".join(means)
 
 
 def factors(task: Dynamics) -> Factors:

@@ -71,16 +71,18 @@ def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
 
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards (task 1) or backwards (task -1); directions alternate with the client's number."""
-    return _make("half_cheetah/direction", direction_reward, tasks.directions, backend, observation)
+    words = tasks.say_direction
+    return _make("half_cheetah/direction", direction_reward, tasks.directions, backend, observation, describe=words)
 
 
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run at the task's speed, U[0, 2] m/s."""
-    return _make("half_cheetah/velocity", velocity_reward, tasks.uniform(0.0, 2.0), backend, observation)
+    speeds = tasks.uniform(0.0, 2.0)
+    return _make("half_cheetah/velocity", velocity_reward, speeds, backend, observation, describe=tasks.say_speed)
 
 
 def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards with the task's masses, friction and gears."""
     sample = robots.log_uniform(_BODIES, _NU)
     name = "half_cheetah/dynamics"
-    return _make(name, dynamics_reward, sample, backend, observation, factors=robots.factors)
+    return _make(name, dynamics_reward, sample, backend, observation, factors=robots.factors, describe=robots.say)

@@ -55,13 +55,14 @@ def make_mujoco_env(
     spec: EnvSpec,
     backend: str,
     factors: Callable[[Task], Factors | None] = lambda task: None,
+    describe: Callable[[Task], str] = str,
 ) -> Env:
     """An environment from a body and a reward (v, |u|^2, task) -> ().
 
     u = clip(a / 10, -1, 1) drives the motors and is charged for; a is what the policy's density sees. v is the mean
     velocity of the torso's origin over the step, (x_after - x_before) / 0.05 in m/s. Reset:
     qpos = qpos0 + U(-0.1, 0.1) on every coordinate, qvel = 0.1 N(0, 1). `factors` is what a task makes of the model
-    (None: it stays as it is).
+    (None: it stays as it is), `describe` a task in words.
     """
     physics = make_physics(body.model, backend)
 
@@ -82,4 +83,4 @@ def make_mujoco_env(
         gain = reward(speed, jnp.sum(ctrl**2), task)
         return EnvState(after, body.observe(after.qpos, after.qvel), gain, done)
 
-    return Env(reset, step, sample_tasks, spec)
+    return Env(reset, step, sample_tasks, spec, describe, body.model.xml)

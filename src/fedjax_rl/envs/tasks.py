@@ -14,6 +14,16 @@ def directions(key: Key, n: int) -> Array:
     return 1.0 - 2.0 * (jnp.arange(n) % 2).astype(jnp.float32)
 
 
+def say_direction(task: Array) -> str:
+    """A direction in words."""
+    return "forwards" if task > 0 else "backwards"
+
+
+def say_speed(task: Array) -> str:
+    """A speed in words."""
+    return f"{float(task):.2f} m/s"
+
+
 def uniform(low: float, high: float, shape: tuple[int, ...] = ()) -> Callable[[Key, int], Array]:
     """(key, n) -> [n, *shape] ~ U[low, high), client i's from the key folded with i."""
 

@@ -5,7 +5,6 @@ Actions are sampled, as in training and evaluation, so that the return that a pa
 adaptation; between clients, the task too. The episodes on which a client adapts are those of its evaluation.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +15,9 @@ import numpy as np
 
 from fedjax_rl import trees
 from fedjax_rl.envs import Env
-from fedjax_rl.envs.mujoco_env import load_asset
 from fedjax_rl.federation import simulate
 from fedjax_rl.host import output
+from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.files import write_new
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.policies import Policy
@@ -38,13 +37,14 @@ class Panel(NamedTuple):
 
 def render(run: Run, state: simulate.State, out: Path, clients: tuple[int, ...], steps: int) -> None:
     """Film the clients, a row each, before and after so many adaptation steps, into `out`; print their returns."""
-    xml = load_asset(f"{run.config.env.split('/')[0]}.xml")
+    if not run.env.mjcf:
+        raise ConfigError(f"{run.config.env} has no picture; render shows what MuJoCo steps, such as half_cheetah/*")
     if out.suffix == ".gif":
         from fedjax_rl.reports.film_gif import make_writer
     else:
         from fedjax_rl.reports.film_html import make_writer
     rows = panels(run, state, clients, steps)
-    content = make_writer(xml)(rows)
+    content = make_writer(run.env.mjcf)(rows)
     write_new(out, content)
     lines = [f"{row[0].client}: {'; '.join(panel.model for panel in row)}" for row in rows]
     output.result("\n".join([*lines, output.printable(str(out))]), f"the film is in {out}")
@@ -61,7 +61,7 @@ def panels(run: Run, state: simulate.State, clients: tuple[int, ...], steps: int
     qpos, returns = (np.asarray(x) for x in film(both, trees.take(state.tasks, twice), key))
     rows = []
     for i, client in enumerate(clients):
-        name = f"client {client}, {describe(run.config.env, trees.take(state.tasks, client))}"
+        name = f"client {client}, {run.env.describe(trees.take(state.tasks, client))}"
         models = ["before", f"after {steps} step{'s' if steps > 1 else ''}"]
         at = [i, len(clients) + i]
         rows.append([Panel(name, f"{m}: return {returns[j]:.1f}", qpos[j]) for m, j in zip(models, at, strict=True)])
@@ -90,14 +90,3 @@ def make_film(env: Env, policy: Policy) -> Callable[[Params, Task, Key], tuple[A
         return trajectory.obs[0, :, size:], trajectory.reward.sum()
 
     return film
-
-
-def describe(env: str, task: Task) -> str:
-    """A task in words. env: its environment's name; task: one client's."""
-    family = env.split("/")[1]
-    if family == "direction":
-        return "forwards" if task > 0 else "backwards"
-    if family == "velocity":
-        return f"{float(task):.2f} m/s"
-    means = [f"{name} x{math.exp(float(jnp.log(x).mean())):.2f}" for name, x in task._asdict().items()]
-    return ", ".join(means)
