@@ -126,7 +126,7 @@ def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypat
     curvature.experiment(TINY, tmp_path, (ENV,))
     scores = json.loads((tmp_path / "curvature.json").read_text())[ENV]
     assert list(scores) == list(curvature.LINES)
-    one = records.sound(tmp_path / ENV / "exact, log" / "seed1" / rundir.EVAL)[-1]["eval/returns"]
+    one = records.sound(tmp_path / ENV / "exact-log" / "seed1" / rundir.EVAL)[-1]["eval/returns"]
     after = sorted(row[1] for row in one)
     assert scores["exact, log"]["worst"][1] == pytest.approx(after[0])  # of 8 clients the worst tenth is one
     assert scores["exact, log"]["after"][1] == pytest.approx(np.mean(after))

@@ -456,7 +456,7 @@ def test_the_signals_of_people_and_batch_systems_end_a_run_that_is_saved(whole, 
 
         def signalled(path, record, number=number, **options):
             append(path, record, **options)
-            if record["round"] == 2:
+            if record["round"] == 2 and path.name == "metrics.jsonl":
                 os.kill(os.getpid(), number)
 
         monkeypatch.setattr(rundir, "append", signalled)
@@ -512,9 +512,9 @@ def test_a_signal_is_heeded_within_the_last_evaluation(tmp_path, monkeypatch, ca
 def test_a_signal_between_the_groups_of_a_sweep_begins_no_other(tmp_path, monkeypatch, capsys):
     ran, run_group = [], runner.run_group
 
-    def interrupted(configs, directories, reporter):
+    def interrupted(configs, directories, *others):
         ran.append(directories)
-        found = run_group(configs, directories, reporter)
+        found = run_group(configs, directories, *others)
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 

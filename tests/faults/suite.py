@@ -21,7 +21,7 @@ from fedjax_rl.runs.records import sound
 
 ENV = os.environ.get("FAULTS_ENV", "navigation")  # of the runs that are killed, starved and configured impossibly
 SMALL = ("--preset", "tiny", "--env", ENV, "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
-TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s")
+TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s", "time")
 
 
 def start(*args: str, kilobytes: int | None = None) -> subprocess.Popen:

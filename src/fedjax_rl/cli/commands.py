@@ -22,7 +22,7 @@ from fedjax_rl.runs.recorder import Hooks
 from fedjax_rl.runs.sweep import halve
 
 
-def train(config: Config, directory: Path, *, as_json: bool, quiet: bool, log: tuple[str, ...]) -> int:
+def train(config: Config, directory: Path, *, as_json: bool, quiet: bool, log: tuple[str, ...] = ()) -> int:
     """A new run."""
     return _go(config, directory, as_json, quiet, log)
 
@@ -79,7 +79,7 @@ def render(options: RenderOptions) -> int:
 
 
 def new_sweep(
-    members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...]
+    members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...] = ()
 ) -> int:
     """A sweep from its beginning; what cannot be made is refused before anything is written."""
     members = {path: runner.with_engine(path, config) for path, config in members.items()}
@@ -89,7 +89,7 @@ def new_sweep(
 
 
 def sweep(
-    members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...]
+    members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...] = ()
 ) -> int:
     """Every member of a sweep, or what is left of it; then the report."""
     reporter, hooks = Reporter(quiet or rundir.is_reader()), Hooks(trackers.chosen(log))
@@ -120,7 +120,7 @@ def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Rest
     return checkpoint.restore(directory, like, _warn, step, part=True)
 
 
-def _go(config: Config, directory: Path, as_json: bool, quiet: bool, log: tuple[str, ...]) -> int:
+def _go(config: Config, directory: Path, as_json: bool, quiet: bool, log: tuple[str, ...] = ()) -> int:
     """Train to the end and print the result."""
     reporter, hooks, began = Reporter(quiet or rundir.is_reader()), Hooks(trackers.chosen(log)), time.perf_counter()
     reporter.say(f"{config.algorithm} on {config.env}, seed {config.seed}, in {directory}")
