@@ -121,7 +121,7 @@ class Run:
         return bring(self.path, config, quiet, loggers, callbacks)
 
     @cached_property
-    def _made(self) -> assemble.Run:
+    def _made(self) -> assemble.Assembled:
         return assemble.make_run(self.config)
 
     def _repr_html_(self) -> str:

@@ -83,7 +83,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
     return [row("P9", env=env, backend=resolve_backend(backend), clients=cohort, **figures)]
 
 
-def make_loop(run: assemble.Run, state: simulate.State, cohort: int):
+def make_loop(run: assemble.Assembled, state: simulate.State, cohort: int):
     """() -> every client's update, one after the other, by one compiled function."""
     update = jax.jit(lambda shared, task, key: run.algorithm.client_update(shared, (), task, key)[0])
 

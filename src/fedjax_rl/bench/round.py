@@ -82,14 +82,14 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     return row("P3", **figures, env_steps_per_s=speed, round_range=spread(seconds["round"]))
 
 
-def make(env: str, backend: str, size: int) -> tuple[assemble.Run, simulate.State]:
+def make(env: str, backend: str, size: int) -> tuple[assemble.Assembled, simulate.State]:
     """FMRL at the paper's size with a cohort of `size`, and its first state."""
     values = {"env": env, "backend": backend, "clients_per_round": size, "observation": "maml"}
     run = assemble.make_run(config.build("fmrl", presets.preset("paper", "fmrl", env), values))
     return run, assemble.initial_state(run)
 
 
-def make_sampling(run: assemble.Run, state: simulate.State, keep=lambda batch: batch):
+def make_sampling(run: assemble.Assembled, state: simulate.State, keep=lambda batch: batch):
     """() -> what `keep` takes of the cohort's two batches of the state's next round, drawn with that round's own keys.
 
     The policies of the second are adapted here, once: adapting is a part of its own. What is not kept is not computed.
@@ -114,7 +114,7 @@ def without_advantages(batch: Batch) -> Batch:
     return batch._replace(advantage=())
 
 
-def make_idle(run: assemble.Run) -> simulate.Simulation:
+def make_idle(run: assemble.Assembled) -> simulate.Simulation:
     """The same federation with clients that send zeros at once."""
 
     def nothing(shared, client, task, key):
@@ -159,7 +159,7 @@ def make_replay(env: str, batches):
     return replay
 
 
-def make_gradients(run: assemble.Run, shared, batches, chunk: int):
+def make_gradients(run: assemble.Assembled, shared, batches, chunk: int):
     """(() -> the adaptations, () -> the changes by the local steps), `chunk` clients at a time."""
     c = run.config
     inner_step = chunked(lambda p, b: adapt(run.problem.loss, p, b, c.inner_lr), chunk)

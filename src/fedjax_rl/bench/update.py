@@ -44,7 +44,7 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     )
 
 
-def gradient_flops(run: assemble.Run, shared, batches) -> float:
+def gradient_flops(run: assemble.Assembled, shared, batches) -> float:
     """Floating-point operations of one meta-gradient of one client, as the compiler counts them."""
     gradient = meta_gradient(run.problem.loss, run.config.inner_lr, run.config.order)
     inner, outer = jax.tree.map(lambda x: x[0], batches)

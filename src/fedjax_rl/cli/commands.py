@@ -16,7 +16,7 @@ from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.tables import report
 from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring, trackers
-from fedjax_rl.runs.assemble import Run, abstract_state, make_run
+from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
 from fedjax_rl.runs.sweep import halve
@@ -109,7 +109,7 @@ def sweep(
     return code
 
 
-def _restored(run: Run, options: EvalOptions | RenderOptions) -> checkpoint.Restored:
+def _restored(run: Assembled, options: EvalOptions | RenderOptions) -> checkpoint.Restored:
     """The checkpoint that the options ask for."""
     directory = options.run / rundir.CHECKPOINTS
     step = checkpoint.best_step(directory) if options.best else options.step

@@ -23,7 +23,7 @@ from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.runs import scoring
-from fedjax_rl.runs.assemble import Run, make_policy
+from fedjax_rl.runs.assemble import Assembled, make_policy
 from fedjax_rl.types import Array, Key, Params, Task
 
 
@@ -35,7 +35,7 @@ class Panel(NamedTuple):
     qpos: np.ndarray
 
 
-def render(run: Run, state: simulate.State, out: Path, clients: tuple[int, ...], steps: int) -> None:
+def render(run: Assembled, state: simulate.State, out: Path, clients: tuple[int, ...], steps: int) -> None:
     """Film the clients, a row each, before and after so many adaptation steps, into `out`; print their returns."""
     if not run.env.mjcf:
         raise ConfigError(f"{run.config.env} has no picture; render shows what MuJoCo steps, such as half_cheetah/*")
@@ -50,7 +50,7 @@ def render(run: Run, state: simulate.State, out: Path, clients: tuple[int, ...],
     output.result("\n".join([*lines, output.printable(str(out))]), f"the film is in {out}")
 
 
-def panels(run: Run, state: simulate.State, clients: tuple[int, ...], steps: int) -> list[list[Panel]]:
+def panels(run: Assembled, state: simulate.State, clients: tuple[int, ...], steps: int) -> list[list[Panel]]:
     """[before, after] for each client, all in one batch."""
     ids = jnp.array(clients)
     both = jax.tree.map(lambda *x: jnp.concatenate(x), *scoring.adapted(run, state, ids, steps))

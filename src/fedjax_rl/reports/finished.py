@@ -16,7 +16,7 @@ class LeftOut(Exception):
     """Why a run has nothing to report."""
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A run whose last evaluation was made; `config.rounds` is the round of that evaluation."""
 
     path: Path
@@ -25,11 +25,11 @@ class Run(NamedTuple):
     rounds: list[dict[str, Any]]  # metrics.jsonl up to that round
 
 
-class Group(NamedTuple):
+class Setting(NamedTuple):
     """Runs of one configuration, one a seed, in the order of their seeds."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def seeds(self) -> list[int]:
@@ -65,9 +65,9 @@ class Group(NamedTuple):
         return x, np.array([[row[name] for row in run] for run in rows], float)
 
 
-def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Group]:
+def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Setting]:
     """The groups of all runs at and below `paths`, in the order in which their first runs come."""
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     left_out: list[str] = []
     for path in {found.resolve(): found for root in paths for found in find(root)}.values():  # named twice: once
         try:
@@ -86,11 +86,11 @@ def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Group]:
     envs = sorted({run.config.env for run in runs})
     if len(envs) > 1:
         raise ConfigError(f"the runs are of different environments ({', '.join(envs)}); report one at a time")
-    together: dict[tuple, list[Run]] = {}
+    together: dict[tuple, list[FinishedRun]] = {}
     for run in runs:
         together.setdefault(tuple(_identity(run.config).items()), []).append(run)
     labels = _labels([dict(key) for key in together])
-    return [Group(label, _by_seed(members)) for label, members in zip(labels, together.values(), strict=True)]
+    return [Setting(label, _by_seed(members)) for label, members in zip(labels, together.values(), strict=True)]
 
 
 def find(root: Path) -> list[Path]:
@@ -106,7 +106,7 @@ def find(root: Path) -> list[Path]:
     return found
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> FinishedRun:
     """A run from its text files alone.
 
     Raises:
@@ -128,7 +128,7 @@ def read(path: Path) -> Run:
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise LeftOut("its final evaluation holds returns that are not finite")
     rounds = [row for row in rounds if row["round"] <= last["round"]]
-    return Run(path, replace(config, rounds=last["round"]), returns, rounds)
+    return FinishedRun(path, replace(config, rounds=last["round"]), returns, rounds)
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def _text(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _by_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
+def _by_seed(runs: Sequence[FinishedRun]) -> tuple[FinishedRun, ...]:
     """The runs by seed; the same seed twice would count one piece of evidence as two."""
-    seeds: dict[int, Run] = {}
+    seeds: dict[int, FinishedRun] = {}
     for run in runs:
         other = seeds.setdefault(run.config.seed, run)
         if other is not run:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_rl import statistics
 from fedjax_rl.config import ConfigError
-from fedjax_rl.reports.finished import Group
+from fedjax_rl.reports.finished import Setting
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; more groups than these begin again.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -17,7 +17,7 @@ WINDOW = 10  # rounds in a moving mean: a round's few clients are noisy
 LINES = {"train/return/adapt_0": ("before adaptation", 0.8, 0.08), "train/return/adapt_1": ("after 1 step", 1.8, 0.18)}
 
 
-def draw(groups: Sequence[Group], file: Path) -> None:
+def draw(groups: Sequence[Setting], file: Path) -> None:
     """Left: returns of each round's own clients. Right: the last evaluation. Means over seeds, 95 % t-intervals."""
     try:
         from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def draw(groups: Sequence[Group], file: Path) -> None:
         raise ConfigError(f"cannot write the figure {file}: {error.strerror}") from None
 
 
-def _curves(axes: Any, group: Group, color: str) -> None:
+def _curves(axes: Any, group: Setting, color: str) -> None:
     for name, (_, width, shade) in LINES.items():
         curve = group.curve(name)
         if curve is None:
@@ -56,7 +56,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(values, WINDOW, axis=-1).mean(axis=-1)
 
 
-def _final(axes: Any, group: Group, color: str, shift: float) -> None:
+def _final(axes: Any, group: Setting, color: str, shift: float) -> None:
     seeds = group.scores("eval").mean(axis=1)  # [S, k+1]
     mean, half = _over_seeds(seeds)
     x = np.arange(len(mean)) + shift
@@ -72,7 +72,7 @@ def _over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return np.array(summary["mean"]), np.array(summary["ci95"]) if len(values) > 1 else None
 
 
-def _decorate(left: Any, right: Any, groups: Sequence[Group]) -> None:
+def _decorate(left: Any, right: Any, groups: Sequence[Setting]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 

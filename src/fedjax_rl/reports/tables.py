@@ -10,7 +10,7 @@ from typing import Any
 
 from fedjax_rl import statistics
 from fedjax_rl.host import output
-from fedjax_rl.reports.finished import Group, gather
+from fedjax_rl.reports.finished import Setting, gather
 
 CLIENTS = {"eval": "all", "eval_new": "new"}
 NOTE = (
@@ -48,12 +48,12 @@ def rows(runs: Sequence[Path], warn: Callable[[str], None]) -> list[dict[str, An
     return [record(group, groups[0], name) for name in _in_common(groups) for group in groups]
 
 
-def _in_common(groups: Sequence[Group]) -> list[str]:
+def _in_common(groups: Sequence[Setting]) -> list[str]:
     """The kinds of clients that every run was evaluated on."""
     return [name for name in CLIENTS if all(name in run.returns for group in groups for run in group.runs)]
 
 
-def record(group: Group, first: Group, name: str) -> dict[str, Any]:
+def record(group: Setting, first: Setting, name: str) -> dict[str, Any]:
     """One row as numbers: {"group", "backend", "clients", "seeds", "num_clients", "env_steps", "adapt_0", ...}.
 
     `iqm`, `worst_10` and `p_first_better` are of the returns after one step. What cannot be said (intervals of one

@@ -28,7 +28,7 @@ from fedjax_rl.trees import all_finite, select
 from fedjax_rl.types import Algorithm, Array, Metrics, Problem
 
 
-class Run(NamedTuple):
+class Assembled(NamedTuple):
     """A configuration and what it describes."""
 
     config: Config
@@ -44,7 +44,7 @@ class Run(NamedTuple):
         return c.clients_per_round * c.batches * c.episodes * self.env.spec.horizon
 
 
-def make_run(config: Config, values: Mapping[str, Array | float] | None = None, env: Env | None = None) -> Run:
+def make_run(config: Config, values: Mapping[str, Array | float] | None = None, env: Env | None = None) -> Assembled:
     """The environment, policy, problem, algorithm and simulation of a configuration.
 
     Args:
@@ -82,7 +82,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
         uplink=_make_uplink(of.get("max_change_norm", 0.0)),
         dropout=of["dropout"],
     )
-    return Run(config, env, problem, algorithm, simulation)
+    return Assembled(config, env, problem, algorithm, simulation)
 
 
 def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> Algorithm:
@@ -142,10 +142,10 @@ class Group(NamedTuple):
 
     configs: tuple[Config, ...]
     values: dict[str, np.ndarray]
-    run: Run
+    run: Assembled
     mesh: Mesh | None
 
-    def member(self, values: Mapping[str, Array | float]) -> Run:
+    def member(self, values: Mapping[str, Array | float]) -> Assembled:
         """One member's objects, from its values."""
         return make_run(self.run.config, values, self.run.env)
 
@@ -173,7 +173,7 @@ def make_group(configs: Sequence[Config]) -> Group:
     return Group(tuple(configs), values, first, placement.make_mesh(len(configs)))
 
 
-def initial_state(run: Run) -> State:
+def initial_state(run: Assembled) -> State:
     """The state before the first round; all of it follows from the seed."""
     return jax.jit(run.simulation.init)(root_key(run.config.seed))
 
@@ -188,7 +188,7 @@ def initial_states(group: Group) -> State:
     return placement.jit(jax.vmap(init), group.mesh, by_member=True)(seeds, group.values)
 
 
-def abstract_state(run: Run) -> State:
+def abstract_state(run: Assembled) -> State:
     """Shapes and types of the state, without computing it."""
     return jax.eval_shape(run.simulation.init, root_key(run.config.seed))
 

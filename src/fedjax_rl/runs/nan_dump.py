@@ -19,12 +19,12 @@ from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.runs import rundir
 from fedjax_rl.runs.arrays import flatten, flatten_shapes, unflatten
-from fedjax_rl.runs.assemble import Run, abstract_state, make_run
+from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 
 DUMPS = "nan"  # directory of the dumps in a run directory
 
 
-def dump(run: Run, config: Config, state: State, client: int, directory: Path) -> Path | None:
+def dump(run: Assembled, config: Config, state: State, client: int, directory: Path) -> Path | None:
     """Write what the client works with in the round that begins with `state`; None when there are enough dumps."""
     ids, shared, *rows = run.simulation.cohort(state)  # on all processes: they compute together
     out = directory / DUMPS

@@ -15,7 +15,7 @@ from fedjax_rl.federation import simulate
 from fedjax_rl.federation.evaluate import column_keys, make_evaluate, make_steps
 from fedjax_rl.federation.placement import make_mesh, map_clients
 from fedjax_rl.runs import checkpoint, records, rundir
-from fedjax_rl.runs.assemble import Group, Run, make_run
+from fedjax_rl.runs.assemble import Assembled, Group, make_run
 from fedjax_rl.runs.recorder import Recorder
 from fedjax_rl.types import Array, Tree
 
@@ -29,13 +29,13 @@ class Evaluation(NamedTuple):
     what a client without a past acts with.
     """
 
-    run: Run
+    run: Assembled
     score: Callable[..., Returns]
     model: str
 
 
 def make_evaluation(
-    run: Run,
+    run: Assembled,
     rates: tuple[float, ...] = (),
     steps: int | None = None,
     model: str | None = None,
@@ -128,7 +128,7 @@ def old_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Re
     return evaluation.score(clients, tasks, state, _old_key(state))
 
 
-def adapted(run: Run, state: simulate.State, ids: Array, steps: int) -> tuple[Tree, Tree]:
+def adapted(run: Assembled, state: simulate.State, ids: Array, steps: int) -> tuple[Tree, Tree]:
     """The models [n] of the federation's clients `ids` [n] before adaptation and after `steps` of it.
 
     They are the models whose returns `old_clients` measures: the same episodes, rate and start.
@@ -153,7 +153,7 @@ def new_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Re
     return evaluation.score(clients, tasks, state, simulate.stream(state.key, simulate.EVALUATE_NEW, state.round))
 
 
-def _without_a_past(run: Run, state: simulate.State, count: int) -> Tree:
+def _without_a_past(run: Assembled, state: simulate.State, count: int) -> Tree:
     """What new clients hold [count]."""
     keys = simulate.per_client(simulate.stream(state.key, simulate.NEW_CLIENTS), jnp.arange(count))
     return map_clients(run.algorithm.init_client, num_broadcast=1)(state.server.shared, keys)
