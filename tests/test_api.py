@@ -81,8 +81,18 @@ def test_mistakes_are_named(run):
         fr.train("fmrl", "navigation", out=run.path, **SMALL)
     with pytest.raises(fr.ConfigError, match=r"unknown key 'sever_lr' .*did you mean server_lr"):
         fr.train("fmrl", "navigation", sever_lr=1.0)
-    with pytest.raises(fr.ConfigError, match=r"grid: unknown key 'sever_lr' .*did you mean server_lr"):
-        fr.sweep("fmrl", "navigation", grid={"sever_lr": [1.0]})
+    for given, message in (
+        ({"grid": {"sever_lr": [1.0]}}, r"grid: 'sever_lr' cannot be swept .*did you mean server_lr"),
+        ({"grid": {"client_batch": [1, 2]}}, "grid: 'client_batch' cannot be swept"),
+        ({"grid": {"server_lr": []}}, "grid: server_lr has no values"),
+        ({"seeds": []}, "seeds: give one or more"),
+    ):
+        with pytest.raises(fr.ConfigError, match=message):
+            fr.sweep("fmrl", "navigation", **given)
+    with pytest.raises(fr.ConfigError, match="adapt_lr = 101: must be numbers from 0 to 100"):
+        run.evaluate(adapt_lr=101)
+    with pytest.raises(fr.ConfigError, match="adapt_steps = -1: must be an integer, 0 to 100"):
+        run.evaluate(adapt_steps=-1)
     with pytest.raises(fr.ConfigError, match="not a run directory"):
         fr.load(run.path / "ckpt")
     with pytest.raises(fr.NoCheckpoint):

@@ -77,6 +77,14 @@ class Run:
           step, best: of the checkpoint, as for `state`.
         """
         rates = tuple(np.atleast_1d(np.asarray(adapt_lr, float)).tolist())
+        if rates and self._made.config.learns_rates:
+            raise ConfigError(
+                f"adapt_lr: {self._made.config.algorithm} adapts with the rates that it learned; leave it"
+            )
+        if not all(0 <= rate <= 100 for rate in rates):
+            raise ConfigError(f"adapt_lr = {adapt_lr!r}: must be numbers from 0 to 100")
+        if adapt_steps is not None and not 0 <= adapt_steps <= 100:
+            raise ConfigError(f"adapt_steps = {adapt_steps!r}: must be an integer, 0 to 100")
         evaluation = scoring.make_evaluation(self._made, rates, adapt_steps)
         state, config = self.state(step, best), self._made.config
         if clients == "new":

@@ -1,7 +1,6 @@
 """New runs, and runs by their directories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -94,13 +93,15 @@ def sweep(
     config = _configured(algorithm, env, preset, values)
     directory = Path(out) if out is not None else rundir.default_path(config, "sweep")
     rundir.refuse_existing(directory)
-    legal = {item.name for item in fields(config)}
-    if unknown := [key for key in grid or {} if key not in legal or key == "seed"]:
-        raise ConfigError(f"grid: unknown key {unknown[0]!r}{configuration.nearest(unknown[0], legal)}")
-    members = sweeps.members(config, grid or {}, list(seeds), directory)
-    members = {path: runner.with_engine(path, c) for path, c in members.items()}
-    runner.check(members)
-    rundir.create_sweep(directory, members, halvings)
+    legal = sweeps.sweepable(config)
+    for key, swept in (grid or {}).items():
+        if key not in legal:
+            raise ConfigError(f"grid: {key!r} cannot be swept{configuration.nearest(key, legal)}")
+        if not swept:
+            raise ConfigError(f"grid: {key} has no values; give one or more")
+    if not (numbers := list(seeds)):
+        raise ConfigError("seeds: give one or more, such as range(3)")
+    members = runner.begin_sweep(sweeps.members(config, grid or {}, numbers, directory), directory, halvings)
     reporter, hooks = Reporter(quiet), Hooks(tuple(loggers), tuple(callbacks))
     left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
     return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())

@@ -82,10 +82,7 @@ def new_sweep(
     members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...] = ()
 ) -> int:
     """A sweep from its beginning; what cannot be made is refused before anything is written."""
-    members = {path: runner.with_engine(path, config) for path, config in members.items()}
-    runner.check(members)
-    rundir.create_sweep(out, members, halvings)
-    return sweep(members, out, halvings, as_json=as_json, quiet=quiet, log=log)
+    return sweep(runner.begin_sweep(members, out, halvings), out, halvings, as_json=as_json, quiet=quiet, log=log)
 
 
 def sweep(

@@ -68,6 +68,18 @@ def with_engine(path: Path, config: Config) -> Config:
     return config
 
 
+def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dict[Path, Config]:
+    """The members with their engines, after the sweep's plan is written; what cannot be made is refused before.
+
+    Raises:
+      ConfigError: an environment cannot be made, or the directory not be written.
+    """
+    named = {path: with_engine(path, config) for path, config in members.items()}
+    check(named)
+    rundir.create_sweep(out, named, halvings)
+    return named
+
+
 @pinned()
 def check(members: Mapping[Path, Config]) -> None:
     """Make every environment that the members need, so that what cannot be made is refused before anything is written.

@@ -32,10 +32,16 @@ def parse_seeds(text: str) -> list[int]:
     return list(seeds)
 
 
+def sweepable(config: Config) -> list[str]:
+    """The options that a grid may have: one value each, deciding the result; environments are not compared."""
+    names = [item.name for item in fields(config) if not isinstance(item.default, tuple)]
+    return [name for name in names if name not in EXECUTION | {"seed", "env"}]
+
+
 def parse_grid(entries: Sequence[str], config: Config) -> dict[str, list[Any]]:
     """['server_lr=3e-4,1e-3', 'order=first,second'] -> the values of each key, typed as the configuration's."""
     kinds = {item.name: type(item.default) for item in fields(config) if not isinstance(item.default, tuple)}
-    legal = [name for name in kinds if name not in EXECUTION | {"seed", "env"}]
+    legal = sweepable(config)
     grid: dict[str, list[Any]] = {}
     for entry in entries:
         key, _, text = entry.partition("=")
