@@ -57,9 +57,9 @@ def rollouts(
         starts = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, each), task)
 
         def step(state, t):
-            mean, log_std = policy.apply(params, state.obs)
-            noise = jax.random.normal(jax.random.fold_in(key, t), mean.shape)
-            state = jax.vmap(env.step, in_axes=(0, 0, None))(state, mean + jnp.exp(log_std) * noise, task)
+            head = policy.apply(params, state.obs)
+            noise = jax.random.normal(jax.random.fold_in(key, t), head[0].shape)
+            state = jax.vmap(env.step, in_axes=(0, 0, None))(state, policy.distribution.act(head, noise), task)
             qpos, qvel = state.physics.qpos, state.physics.qvel
             w, x, y, z = (qpos[:, 3], qpos[:, 4], qpos[:, 5], qpos[:, 6])
             up = jnp.cos(qpos[:, 2]) if planar else w**2 - x**2 - y**2 + z**2  # of the torso's own upward axis

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from fedjax_rl.envs import Env
+from fedjax_rl.envs.base import random_actions
 from fedjax_rl.envs.soundness import refuse_unsound
 from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.federation.simulate import make_simulation
@@ -30,11 +31,11 @@ def check_environment(env: Env) -> None:
     """
     refuse_unsound(env, f"environment {env.spec.name!r}")
     keys, tasks = jax.random.split(root_key(1), 4), env.sample_tasks(root_key(0), 4)
-    actions = jax.random.uniform(root_key(2), (4, env.spec.action_size), jnp.float32, -1.0, 1.0)
+    actions = random_actions(env.spec, root_key(2), (4, 2))
 
-    def two_steps(key, action, task):
-        state = env.step(env.reset(key, task), action, task)
-        return env.step(state, -action, task)
+    def two_steps(key, actions, task):
+        state = env.step(env.reset(key, task), actions[0], task)
+        return env.step(state, actions[1], task)
 
     together = jax.jit(jax.vmap(two_steps))
     batch, again = together(keys, actions, tasks), together(keys, actions, tasks)

@@ -10,7 +10,8 @@ from scipy import stats
 from fedjax_rl import config, trees
 from fedjax_rl.envs.probes import constant
 from fedjax_rl.rl.critics import effective_horizon, mlp_critic
-from fedjax_rl.rl.policies import entropy, gaussian_mlp
+from fedjax_rl.rl.distributions import normal_entropy as entropy
+from fedjax_rl.rl.policies import gaussian_mlp
 from fedjax_rl.rl.problem import make_problem
 from fedjax_rl.rl.surrogates import Batch
 from fedjax_rl.runs import assemble

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from fedjax_rl.envs.base import EnvSpec
-from fedjax_rl.rl.policies import POLICIES, gaussian_mlp, log_prob
+from fedjax_rl.rl.distributions import normal_log_prob as log_prob
+from fedjax_rl.rl.policies import POLICIES, gaussian_mlp
 
 
 def relu(x: np.ndarray) -> np.ndarray:

@@ -17,13 +17,13 @@ def fedrep(
     local_steps: int,
     inner_lr: float,
     head_steps: int = 5,
-    head: tuple[str, ...] = ("mean", "log_std", "value"),
+    head: tuple[str, ...] = ("mean", "std", "log_std", "logits", "value"),
     client_batch: int | None = None,
 ) -> Algorithm:
     """D ~ (body, own head); `head_steps` steps of `client_opt` on the head, then `local_steps` on the body, on L(.; D).
 
     The body's change is uploaded, the head stays. `head` names the parameters of the head: a leaf belongs to it when a
-    part of its path is among the names (the output layer of the policy's mean, log_std, a critic's output layer).
+    part of its path is among the names (the policy's output layers and log_std, a critic's output layer).
 
     Source: Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for Personalized Federated
     Learning", ICML 2021, Algorithm 1. Other arguments as for `fedavg`.

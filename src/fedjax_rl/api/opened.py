@@ -3,7 +3,7 @@
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_rl import statistics
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.host.numerics import pinned
+from fedjax_rl.host.numerics import pinned, root_key
 from fedjax_rl.reports import tables
 from fedjax_rl.runs import assemble, checkpoint, records, rundir, runner, scoring
 from fedjax_rl.runs.progress import Reporter
@@ -98,21 +98,26 @@ class Run:
     def policy(self, client: int, adapt_steps: int = 1, *, step: int | None = None, best: bool = False) -> Callable:
         """What a client acts with after adaptation: obs [O] or [B, O] -> action [A] or [B, A], in NumPy.
 
-        The action is the distribution's mean; with `rng=numpy.random.default_rng(0)` it is a sample.
+        The action is the one of the greatest density; with `rng=numpy.random.default_rng(0)` it is a sample.
         """
         made, state = self._made, self.state(step, best)
         if not 0 <= client < made.config.num_clients:
             raise ConfigError(f"client {client}: must be an integer, 0 to {made.config.num_clients - 1}")
         before, after = scoring.adapted(made, state, jnp.array([client]), adapt_steps)
         params = jax.tree.map(lambda x: x[0], after if adapt_steps else before)
-        apply = jax.jit(partial(assemble.make_policy(made.config, made.env.spec).apply, params))
+        spec, made_policy = made.env.spec, assemble.make_policy(made.config, made.env.spec)
+        says = made_policy.distribution
+        mode = jax.jit(lambda rows: says.mode(made_policy.apply(params, rows)))
+
+        @jax.jit
+        def sample(rows: Any, seed: Any) -> Any:
+            shape = (len(rows), spec.num_actions or spec.action_size)
+            return says.act(made_policy.apply(params, rows), says.noise(root_key(seed), shape))
 
         def act(obs: Any, rng: np.random.Generator | None = None) -> np.ndarray:
             rows = np.atleast_2d(np.asarray(obs, np.float32))
-            mean, log_std = map(np.asarray, apply(rows))
-            if rng is not None:
-                mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape, np.float32)
-            return mean if np.ndim(obs) > 1 else mean[0]
+            actions = np.asarray(mode(rows) if rng is None else sample(rows, rng.integers(2**31, dtype=np.uint32)))
+            return actions if np.ndim(obs) > 1 else actions[0]
 
         return act
 

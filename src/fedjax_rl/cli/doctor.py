@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rl.envs import make_env, resolve_backend
+from fedjax_rl.envs.base import idle
 from fedjax_rl.envs.physics.fused.compiler import Unavailable, find
 from fedjax_rl.host import output
 from fedjax_rl.host.cores import cores
@@ -71,7 +72,7 @@ def physics_speed(engine: str, seconds: float = 1.0) -> float:
     env = make_env(ENV, backend=engine)
     tasks = jnp.ones(BATCH)
     keys = jax.random.split(root_key(0), BATCH)
-    step = jax.jit(jax.vmap(lambda s, t: env.step(s, jnp.zeros(env.spec.action_size), t)))
+    step = jax.jit(jax.vmap(lambda s, t: env.step(s, idle(env.spec), t)))
     state = jax.block_until_ready(step(jax.jit(jax.vmap(env.reset))(keys, tasks), tasks))
     if not bool(jnp.isfinite(state.obs).all()):
         raise FloatingPointError("the first step is not finite")

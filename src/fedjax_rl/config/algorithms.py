@@ -71,7 +71,7 @@ class PFedMeConfig(ChangeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FedRepConfig(ChangeConfig):
-    """FedRep: a shared body, and on every client a head of its own (output layer and log_std)."""
+    """FedRep: a shared body, and on every client a head of its own (output layers and log_std)."""
 
     algorithm: ClassVar[str] = "fedrep"
     head_steps: int = number(5, 1, 10_000)  # local steps on the head, before those on the body

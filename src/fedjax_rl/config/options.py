@@ -17,8 +17,8 @@ EXECUTION = frozenset(
 )
 # Values that runs of earlier versions lack; what they did then is the default.
 LATER = frozenset(
-    "selection max_change_norm policy aggregator critic value_coef entropy_coef keep_every nan_dump dropout stragglers "
-    "server_half_life final_clients".split()
+    "selection max_change_norm policy init std aggregator critic value_coef entropy_coef keep_every nan_dump dropout "
+    "stragglers server_half_life final_clients".split()
 )
 
 
@@ -39,7 +39,10 @@ class Config:
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu
-    policy: str = registered("policy", "gaussian_mlp")  # the policy's network, or your own as module:name
+    init: str = name("xavier", "xavier", "torch")  # what the policy's layers start from: xavier, or PyTorch's uniform
+    std: str = name("free", "free", "state")  # deviation of continuous actions: a free vector, or a head of the state
+    # the policy's network: mlp (gaussian_mlp or categorical_mlp, as actions are), or your own as module:name
+    policy: str = registered("policy", "mlp")
     aggregator: str = registered("aggregator", "mean")  # how messages become one, or your own as module:name
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation

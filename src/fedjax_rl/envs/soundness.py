@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl.envs.base import Env, EnvState
+from fedjax_rl.envs.base import Env, EnvState, idle
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.numerics import root_key
 
@@ -26,7 +26,7 @@ def refuse_unsound(env: Env, name: str) -> None:
         if few.shape != (3, *many.shape[1:]) or not np.array_equal(few, many[:3]):
             raise ConfigError(f"{name}: sample_tasks must draw task i from the key and i alone, as [n, ...]")
     state = _traced(name, "reset", env.reset, root_key(0), task)
-    action = jax.ShapeDtypeStruct((env.spec.action_size,), jnp.float32)
+    action = jax.eval_shape(lambda: idle(env.spec))
     first = _traced(name, "step", env.step, state, action, task)
     second = _traced(name, "the second step", env.step, first, action, task)
     wanted = {"obs": ((env.spec.observation_size,), jnp.float32), "reward": ((), jnp.float32), "done": ((), jnp.bool_)}
@@ -46,7 +46,7 @@ def refuse_unsound(env: Env, name: str) -> None:
             )
     try:
         start = env.reset(root_key(0), task)
-        after = env.step(start, jnp.zeros(env.spec.action_size), task)
+        after = env.step(start, idle(env.spec), task)
     except Exception as error:
         raise _fault(name, "reset or step", error) from None
     for function, shown in (("reset", start), ("step", after)):

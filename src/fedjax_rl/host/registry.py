@@ -35,7 +35,7 @@ OWN: dict[str, dict[str, str]] = {
         **{f"probe/{name}": f"fedjax_rl.envs.probes:{name}" for name in ("constant", "target", "delayed", "ending")},
     },
     "aggregator": {"mean": "fedjax_rl.federation.aggregators:mean"},
-    "policy": {"gaussian_mlp": "fedjax_rl.rl.policies:gaussian_mlp"},
+    "policy": {name: f"fedjax_rl.rl.policies:{name}" for name in ("mlp", "gaussian_mlp", "categorical_mlp")},
 }
 GROUPS = {kind: f"fedjax_rl.{kind}s" for kind in OWN} | {"policy": "fedjax_rl.policies"}
 PREFIX = {"environment": "brax/"}  # any name of Brax's may follow

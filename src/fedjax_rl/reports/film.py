@@ -82,7 +82,7 @@ def make_film(env: Env, policy: Policy) -> Callable[[Params, Task, Key], tuple[A
         step=lambda state, action, task: loaded(env.step(state, action, task)),
         spec=env.spec._replace(observation_size=size + nq),
     )
-    blind = Policy(policy.init, lambda params, obs: policy.apply(params, obs[:, :size]))
+    blind = policy._replace(apply=lambda params, obs: policy.apply(params, obs[:, :size]))
     rollout = make_rollout(recording, blind, episodes=1)
 
     def film(params, task, key):

@@ -1,4 +1,4 @@
-"""Diagonal-Gaussian policies: a perceptron gives the mean, a learned vector gives the logarithm of the deviation."""
+"""Policies: perceptrons whose output is the head of a distribution over actions."""
 
 import functools
 import math
@@ -11,19 +11,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_rl.envs.base import EnvSpec
-from fedjax_rl.types import Array, Key, Params
+from fedjax_rl.rl.distributions import CATEGORICAL, GAUSSIAN, Distribution
+from fedjax_rl.types import Array, Key, Params, Tree
 
 MIN_STD = 1e-6
 # float32 products: else an accelerator rounds the same log-probability differently in a rollout and in a loss
 HIGHEST = jax.lax.Precision.HIGHEST
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+STDS = ("free", "state")
 
 
 class Policy(NamedTuple):
-    """init: key -> parameters; apply: (parameters, obs [B, O]) -> (mean [B, A], log_std [B, A])."""
+    """init: key -> parameters; apply: (parameters, obs [B, O]) -> the head of `distribution`, leaves [B, ...].
+
+    The head of the Gaussian, the default, is (mean [B, A], log_std [B, A]).
+    """
 
     init: Callable[[Key], Params]
-    apply: Callable[[Params, Array], tuple[Array, Array]]
+    apply: Callable[[Params, Array], Tree]
+    distribution: Distribution = GAUSSIAN
 
 
 def xavier_uniform(fan_in: int) -> Callable[..., Array]:
@@ -39,62 +45,144 @@ def xavier_uniform(fan_in: int) -> Callable[..., Array]:
     return init
 
 
-class GaussianMLP(nn.Module):
-    """obs [B, O] -> (mean [B, A], log_std [B, A]). Layers: hidden_0, hidden_1, ..., mean; and the vector log_std."""
+def inverse_root(fan_in: int) -> Callable[..., Array]:
+    """Kernels and biases U(-l, l), l = 1 / sqrt(fan_in): what PyTorch's layers start from, and so many papers."""
+    limit = 1.0 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+# of the kernels and of the biases, from the number of inputs
+INITS = {
+    "xavier": (xavier_uniform, lambda fan_in: nn.initializers.zeros_init()),
+    "torch": (inverse_root, inverse_root),
+}
+
+
+class MLP(nn.Module):
+    """obs [B, O] -> an array [B, size] for each of `outputs`, then a vector [size], from 0, for each of `free`.
+
+    Both are (name, size) pairs. Layers: hidden_0, hidden_1, ..., and the outputs.
+    """
 
     hidden: tuple[int, ...]
     activation: str
-    action_size: int
+    initial: str
     init_inputs: int
+    outputs: tuple[tuple[str, int], ...]
+    free: tuple[tuple[str, int], ...] = ()
 
     @nn.compact
-    def __call__(self, obs: Array) -> tuple[Array, Array]:
+    def __call__(self, obs: Array) -> list[Array]:
+        kernel, bias = INITS[self.initial]
+
+        def dense(x: Array, width: int, fan_in: int, name: str) -> Array:
+            inits = {"kernel_init": kernel(fan_in), "bias_init": bias(fan_in)}
+            return nn.Dense(width, **inits, precision=HIGHEST, name=name)(x)
+
         x, fan_in = obs, self.init_inputs
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, kernel_init=xavier_uniform(fan_in), precision=HIGHEST, name=f"hidden_{i}")(x)
-            x, fan_in = ACTIVATIONS[self.activation](x), width
-        mean = nn.Dense(self.action_size, kernel_init=xavier_uniform(fan_in), precision=HIGHEST, name="mean")(x)
-        log_std = self.param("log_std", nn.initializers.zeros_init(), (self.action_size,), jnp.float32)
-        return mean, jnp.broadcast_to(jnp.maximum(log_std, math.log(MIN_STD)), mean.shape)
+            x, fan_in = ACTIVATIONS[self.activation](dense(x, width, fan_in, f"hidden_{i}")), width
+        moved = [dense(x, size, fan_in, name) for name, size in self.outputs]
+        zeros = nn.initializers.zeros_init()
+        return moved + [self.param(name, zeros, (size,), jnp.float32) for name, size in self.free]
 
 
-def gaussian_mlp(spec: EnvSpec, *, hidden: tuple[int, ...] = (64, 64), activation: str = "tanh") -> Policy:
-    """N(mean(obs), diag(std^2)); std >= 1e-6 does not depend on the state and starts at 1; biases start at 0.
+def _perceptron(
+    spec: EnvSpec,
+    distribution: Distribution,
+    head: Callable[..., Tree],
+    outputs: tuple[tuple[str, int], ...],
+    free: tuple[tuple[str, int], ...] = (),
+    *,
+    hidden: tuple[int, ...],
+    activation: str,
+    init: str,
+) -> Policy:
+    """The policy whose head is `head` of the arrays that an MLP computes."""
+    for option, value, legal in (("activation", activation, ACTIVATIONS), ("init", init, INITS)):
+        if value not in legal:
+            raise ValueError(f"unknown {option} {value!r}; one of {', '.join(legal)}")
+    net = MLP(tuple(hidden), activation, init, spec.init_inputs, outputs, free)
 
-    `activation` is "tanh" or "relu". Actions are raw samples: it is the environment that scales and clips them.
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; one of {', '.join(ACTIVATIONS)}")
-    net = GaussianMLP(tuple(hidden), activation, spec.action_size, spec.init_inputs)
-
-    def init(key: Key) -> Params:
+    def start(key: Key) -> Params:
         return net.init(key, jnp.zeros((1, spec.observation_size)))["params"]
 
-    def apply(params: Params, obs: Array) -> tuple[Array, Array]:
+    def apply(params: Params, obs: Array) -> Tree:
         chex.assert_rank(obs, 2)
-        return net.apply({"params": params}, obs)  # a critic's parameters beside them are not looked at
+        return head(*net.apply({"params": params}, obs))  # a critic's parameters beside them are not looked at
 
-    return Policy(init, apply)
+    return Policy(start, apply, distribution)
+
+
+def gaussian_mlp(
+    spec: EnvSpec,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    init: str = "xavier",
+    std: str = "free",
+) -> Policy:
+    """N(mean(obs), diag(std^2)), std >= 1e-6. Actions are raw samples: the environment scales and clips them.
+
+    Args:
+      spec: of the environment; its actions must be continuous.
+      hidden: widths of the hidden layers.
+      activation: "tanh" or "relu".
+      init: "xavier" (kernels Xavier-uniform, biases 0) or "torch" (all U(-l, l), l = 1 / sqrt(inputs)).
+      std: "free" (exp of a learned vector; starts at 1) or "state" (softplus of a linear head of the state).
+
+    Raises:
+      ValueError: an option is none of these, or the actions are discrete.
+    """
+    if spec.num_actions:
+        raise ValueError(f"policy gaussian_mlp: {spec.name} has discrete actions; take categorical_mlp, or mlp")
+    if std not in STDS:
+        raise ValueError(f"unknown std {std!r}; one of {', '.join(STDS)}")
+    size = spec.action_size
+    layers = {"hidden": hidden, "activation": activation, "init": init}
+    if std == "state":
+        head = lambda mean, raw: (mean, jnp.log(jax.nn.softplus(raw) + MIN_STD))
+        return _perceptron(spec, GAUSSIAN, head, (("mean", size), ("std", size)), **layers)
+    head = lambda mean, log_std: (mean, jnp.broadcast_to(jnp.maximum(log_std, math.log(MIN_STD)), mean.shape))
+    return _perceptron(spec, GAUSSIAN, head, (("mean", size),), (("log_std", size),), **layers)
+
+
+def categorical_mlp(
+    spec: EnvSpec, *, hidden: tuple[int, ...] = (64, 64), activation: str = "tanh", init: str = "xavier"
+) -> Policy:
+    """softmax(logits(obs)) over the environment's discrete actions. Arguments as for `gaussian_mlp`.
+
+    Raises:
+      ValueError: an option is none of these, or the actions are continuous.
+    """
+    if not spec.num_actions:
+        raise ValueError(f"policy categorical_mlp: {spec.name} has continuous actions; take gaussian_mlp, or mlp")
+    layers = {"hidden": hidden, "activation": activation, "init": init}
+    return _perceptron(spec, CATEGORICAL, lambda logits: logits, (("logits", spec.num_actions),), **layers)
+
+
+def mlp(
+    spec: EnvSpec,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    init: str = "xavier",
+    std: str = "free",
+) -> Policy:
+    """`categorical_mlp` where actions are discrete, else `gaussian_mlp`. Arguments as for these.
+
+    Raises:
+      ValueError: as for these; or `std` is given where actions are discrete.
+    """
+    layers = {"hidden": hidden, "activation": activation, "init": init}
+    if not spec.num_actions:
+        return gaussian_mlp(spec, std=std, **layers)
+    if std != "free":
+        raise ValueError(f"std = {std!r}: {spec.name} has discrete actions, which have no deviation; leave it out")
+    return categorical_mlp(spec, **layers)
 
 
 POLICIES: dict[str, Callable[[EnvSpec], Policy]] = {
     "default": gaussian_mlp,
     "maml": functools.partial(gaussian_mlp, hidden=(100, 100), activation="relu"),
 }
-
-
-def log_prob(mean: Array, log_std: Array, action: Array) -> Array:
-    """log N(action; mean, diag(exp(2 log_std))), summed over the action's dimensions.
-
-    mean, log_std, action [B, A] -> [B].
-    """
-    chex.assert_rank(mean, 2)
-    chex.assert_equal_shape([mean, log_std, action])
-    z = (action - mean) * jnp.exp(-log_std)
-    return -jnp.sum(0.5 * z * z + log_std + 0.5 * math.log(2.0 * math.pi), axis=-1)
-
-
-def entropy(log_std: Array) -> Array:
-    """Entropy of the diagonal Gaussian in nats, sum_a (log std_a + log(2 pi e) / 2): log_std [B, A] -> [B]."""
-    chex.assert_rank(log_std, 2)
-    return jnp.sum(log_std + 0.5 * math.log(2.0 * math.pi * math.e), axis=-1)

@@ -7,7 +7,7 @@ from fedjax_rl.envs.base import Env
 from fedjax_rl.rl import critics
 from fedjax_rl.rl.advantages import discounted_returns, gae, linear_baseline, normalise
 from fedjax_rl.rl.critics import Critic
-from fedjax_rl.rl.policies import Policy, entropy, log_prob
+from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
 from fedjax_rl.rl.surrogates import SURROGATES, Batch, mean_over_valid
 from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task
@@ -58,6 +58,7 @@ def make_problem(
         raise ValueError(f"unknown surrogate {surrogate!r}; one of {', '.join(SURROGATES)}")
     rollout = make_rollout(env, policy, episodes)
     terms = SURROGATES[surrogate](clip)
+    says = policy.distribution
     horizon = critics.effective_horizon(discount, env.spec.horizon)
 
     def init(key: Key) -> Params:
@@ -83,9 +84,9 @@ def make_problem(
     def loss(params: Params, batch: Batch) -> Array:
         # One forward pass over all E T steps: a matrix product a layer.
         flat = batch.mask.size
-        mean, log_std = policy.apply(params, batch.obs.reshape(flat, -1))
-        logp = log_prob(mean, log_std, batch.action.reshape(flat, -1)).reshape(batch.mask.shape)
-        bonus = entropy_coef * entropy(log_std).reshape(batch.mask.shape)
+        head = policy.apply(params, batch.obs.reshape(flat, -1))
+        logp = says.log_prob(head, batch.action.reshape(flat, -1)).reshape(batch.mask.shape)
+        bonus = entropy_coef * says.entropy(head).reshape(batch.mask.shape)
         objective = mean_over_valid(terms(logp, batch) + bonus, batch.mask)
         if critic is None:
             return -objective

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rl.envs.base import Env, EnvState
-from fedjax_rl.rl.policies import Policy, log_prob
+from fedjax_rl.rl.policies import Policy
 from fedjax_rl.types import Array, Key, Params, Task, Tree
 
 
 class Trajectory(NamedTuple):
-    """obs [E, T, O]; action [E, T, A], raw; logp [E, T] of the raw action; reward [E, T]; mask, frozen [E, T] bool.
+    """What E episodes showed.
+
+    obs [E, T, O]; action [E, T, A], raw, int32 where discrete; logp [E, T] of it; reward [E, T]; mask, frozen [E, T]
+    bool.
 
     mask[e, t]: episode e was not over before step t. Rewards are 0 where it is false. frozen[e, t]: it was ended by
     step t because what that showed was not finite. All entries are finite.
@@ -62,21 +65,22 @@ def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, T
     """(parameters, task, key) -> `episodes` episodes of `env.spec.horizon` steps, actions sampled from the policy."""
     reset = jax.vmap(env.reset, in_axes=(0, None))
     env_step = jax.vmap(env.step, in_axes=(0, 0, None))
-    horizon, size = env.spec.horizon, env.spec.action_size
+    horizon, says = env.spec.horizon, policy.distribution
+    size = env.spec.num_actions or env.spec.action_size
 
     def rollout(params: Params, task: Task, key: Key) -> Trajectory:
         key_reset, key_noise = jax.random.split(key)
         start = reset(jax.random.split(key_reset, episodes), task)
         chex.assert_shape(start.obs, (episodes, env.spec.observation_size))
         # All the noise in one draw: a draw a step would cost a hash kernel in every turn of the loop.
-        noise = jax.random.normal(key_noise, (horizon, episodes, size), start.obs.dtype)
+        noise = says.noise(key_noise, (horizon, episodes, size), start.obs.dtype)
 
         def step(carry: tuple[EnvState, Array], eps: Array) -> tuple[tuple[EnvState, Array], Trajectory]:
             state, alive = carry
-            mean, log_std = policy.apply(params, state.obs)
-            action = mean + jnp.exp(log_std) * eps
+            head = policy.apply(params, state.obs)
+            action = says.act(head, eps)
             after, reward, alive_after, frozen = _advance(state, env_step(state, action, task), alive)
-            out = Trajectory(state.obs, action, log_prob(mean, log_std, action), reward, alive, frozen)
+            out = Trajectory(state.obs, action, says.log_prob(head, action), reward, alive, frozen)
             return (after, alive_after), out
 
         _, steps = jax.lax.scan(step, (start, ~start.done), noise)

@@ -24,7 +24,10 @@ from fedjax_rl.types import Array
 
 
 class Batch(NamedTuple):
-    """obs [E, T, O], action [E, T, A], logp_old [E, T], advantage [E, T] (0 on invalid steps), mask [E, T] bool.
+    """What a loss is taken on.
+
+    obs [E, T, O], action [E, T, A] (int32 where discrete), logp_old [E, T], advantage [E, T] (0 on invalid steps), mask
+    [E, T] bool.
 
     target [E, T]: of a critic, the discounted return-to-go over the effective horizon; () without a critic.
     """

@@ -113,10 +113,23 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
 
 
 def make_policy(config: Config, spec: EnvSpec) -> Policy:
-    """The configured policy; its factory is given those of `hidden` and `activation` that it takes."""
+    """The configured policy; its factory is given those of `hidden`, `activation`, `init` and `std` that it takes.
+
+    Raises:
+      ConfigError: it is none for the environment's actions, or another `init` or `std` is set than it knows of.
+    """
     factory = registry.find("policy", config.policy)
-    given = {"hidden": config.hidden, "activation": config.activation}
-    return factory(spec, **{key: given[key] for key in given if key in inspect.signature(factory).parameters})
+    taken = inspect.signature(factory).parameters
+    for key, default in (("init", "xavier"), ("std", "free")):
+        if key not in taken and getattr(config, key) != default:
+            raise ConfigError(
+                f"{key} = {getattr(config, key)!r}: policy {config.policy} has no such option; leave it out"
+            )
+    given = {key: getattr(config, key) for key in ("hidden", "activation", "init", "std") if key in taken}
+    try:
+        return factory(spec, **given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOrSchedule:
