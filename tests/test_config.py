@@ -123,6 +123,8 @@ def _random_value(item, rng):
         return rng.choice(registry.names(rule.kind))
     if rule.choices:
         return rng.choice(rule.choices)
+    if rule.low is None:
+        return rng.choice(["", "a text"]) if item.name != "kinds" else ""
     if isinstance(item.default, tuple):
         return tuple(rng.randint(1, 4096) for _ in range(rng.randint(1, 4)))
     if isinstance(item.default, int):
@@ -137,9 +139,9 @@ def test_toml_round_trips(algorithm, tmp_path):
         values = {item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm])}
         for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
             values[small] = min(values[small], values["num_clients"])
-            if algorithm in ("scaffold", "independent") and values["critic"] == "local":
+            if algorithm in ("scaffold", "independent", "fedhpd") and values["critic"] == "local":
                 values["critic"] = "linear"
-            if algorithm == "scaffold" or values["local_steps"] == 1:
+            if CONFIGS[algorithm].refuses_stragglers or values["local_steps"] == 1:
                 values["stragglers"] = 0.0
         made = config.build(algorithm, values)
         path.write_text(layers.to_toml(made))

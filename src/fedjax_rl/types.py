@@ -38,11 +38,18 @@ class Problem(NamedTuple):
       sample: (parameters, task, key) -> (batch, stats). Acts in the task for E episodes of T steps; the batch carries
         the old log-probabilities and the advantages.
       loss: (parameters, batch) -> (), the negative surrogate -J on a fixed batch, twice differentiable in parameters.
+      own: (what `init` gave, a client's number) -> the parameters that this client starts from. They are the same,
+        except where clients are of unlike kinds: then `init` gives those of all kinds.
+      say: (parameters, obs [S, O]) -> what the policy says of S observations, for distillation; leaves [S, ...].
+      divergence: (parameters, consensus, obs [S, O]) -> (), how far the policy is from what others said of them, mean.
     """
 
     init: Callable[[Key], Params]
     sample: Callable[[Params, Task, Key], tuple[Batch, Stats]]
     loss: Callable[[Params, Batch], Array]
+    own: Callable[[Params, Array], Params] = lambda params, id: params
+    say: Callable[[Params, Array], Tree] | None = None
+    divergence: Callable[[Params, Tree, Array], Array] | None = None
 
 
 class Server(NamedTuple):
@@ -67,24 +74,28 @@ class Aggregate(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """Six pure functions, each written for ONE client; the engine maps them over the client axis.
+    """Pure functions, each written for ONE client; the engine maps them over the client axis.
 
     Attributes:
       init: key -> server.
-      init_client: (shared, key) -> what a client keeps between its rounds; () when it keeps nothing.
+      init_client: (shared, key, the client's number) -> what a client keeps between its rounds; () when nothing.
       client_update: (shared, client, task, key) -> (upload, client, metrics). Metrics are () each; the engine takes
         their mean over the clients heard, and the sum over all selected of those whose name begins with HEALTH.
       server_update: (server, aggregate, key) -> server.
       personal_params: (shared, client) -> the parameters that the client acts with.
       adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation, as evaluation takes it.
+      exchanges: (how many more exchanges a round has, what a client does in each of them), or None. After the first,
+        each is again upload, aggregation and `server_update`, by the same cohort. The function is like `client_update`
+        with one more argument, the exchange's number from 1, and without metrics.
     """
 
     init: Callable[[Key], Server]
-    init_client: Callable[[Shared, Key], Client]
+    init_client: Callable[[Shared, Key, Array], Client]
     client_update: Callable[[Shared, Client, Task, Key], tuple[Upload, Client, Metrics]]
     server_update: Callable[[Server, Aggregate, Key], Server]
     personal_params: Callable[[Shared, Client], Params]
     adapt: Callable[[Shared, Client, Params, Batch], Params]
+    exchanges: tuple[int, Callable[[Shared, Client, Task, Key, Array], tuple[Upload, Client]]] | None = None
 
 
 class Aggregator(NamedTuple):

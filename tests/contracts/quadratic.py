@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_rl.federation import aggregators, simulate
@@ -20,7 +21,18 @@ def sample(params, task, key):
     return task, Stats(-loss(params, task), jnp.zeros((), int))
 
 
-PROBLEM = Problem(init=lambda key: {"x": jax.random.normal(key, (3,), jnp.float64)}, sample=sample, loss=loss)
+def say(params, obs):
+    return obs @ params["x"]
+
+
+PROBLEM = Problem(
+    init=lambda key: {"x": jax.random.normal(key, (3,), jnp.float64)},
+    sample=sample,
+    loss=loss,
+    say=say,
+    divergence=lambda params, consensus, obs: 0.5 * jnp.mean((say(params, obs) - consensus) ** 2),
+)
+PUBLIC_STATES = np.random.default_rng(0).normal(size=(8, 3))
 
 
 def sample_tasks(key, n):
@@ -32,7 +44,9 @@ def sample_tasks(key, n):
 
 
 def make(name, *, server_opt=None, problem=PROBLEM, **settings):
-    if name != "independent":
+    if name == "fedhpd":
+        settings.setdefault("public_states", PUBLIC_STATES)
+    elif name != "independent":
         settings["server_opt"] = optax.sgd(1.0) if server_opt is None else server_opt
     return registry.find("algorithm", name)(
         problem,

@@ -36,6 +36,7 @@ def test_state_keeps_its_form_and_stays_finite(name):
     assert int(after.round) == 1
     assert metrics["health/dropped_clients"] == 0
     sent = 3 * {"scaffold": 2, "meta_sgd": 2, "independent": 0}.get(name, 1)  # entries; two vectors, or none
+    sent = 10 * 4 if name == "fedhpd" else sent  # what it says of half the public states, in each exchange
     assert metrics["comm/up_bytes"] == 3 * sent * 8  # M clients, float64
 
 
@@ -77,7 +78,7 @@ def test_a_silent_client_leaves_no_trace(name, fault):
     1e300 is finite, but its norm is not: a clip makes zeros of it (1e30 does the same in float32).
     """
     algorithm = make(name)
-    keeps = bool(jax.tree.leaves(algorithm.init_client(algorithm.init(jax.random.key(0)).shared, jax.random.key(1))))
+    keeps = bool(jax.tree.leaves(algorithm.init_client(algorithm.init(jax.random.key(0)).shared, jax.random.key(1), 0)))
     if (fault == "nan state" and not keeps) or (fault in ("nan", "inf", "1e300") and name == "independent"):
         pytest.skip("nothing to break: no such state, no such message")
 
@@ -87,7 +88,7 @@ def test_a_silent_client_leaves_no_trace(name, fault):
         if fault == "weight 0":
             upload = upload._replace(weight=jnp.where(bad, 0.0, upload.weight))
         elif fault == "nan state":
-            client = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), client)
+            client = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x) if x.dtype == jnp.float64 else x, client)
         else:
             broken = jax.tree.map(lambda x: jnp.where(bad, float(fault), x), upload.message)
             upload = upload._replace(message=broken)
@@ -95,7 +96,7 @@ def test_a_silent_client_leaves_no_trace(name, fault):
 
     tasks = federation(algorithm).init(jax.random.key(0)).tasks
     uplink = optax.clip_by_global_norm(1e6) if fault == "1e300" else None
-    simulation = federation(algorithm._replace(client_update=update), uplink=uplink)
+    simulation = federation(algorithm._replace(client_update=update, exchanges=None), uplink=uplink)
     state = simulation.init(jax.random.key(0))
     after, metrics = simulation.round(state)
     changes = []
@@ -127,7 +128,7 @@ def test_nobody_left_and_the_server_stays(name):
 def test_a_zero_message_leaves_the_model_where_the_optimiser_says(name):
     algorithm = make(name, server_opt=optax.sgd(1.0))
     server = algorithm.init(jax.random.key(0))
-    client = algorithm.init_client(server.shared, jax.random.key(1))
+    client = algorithm.init_client(server.shared, jax.random.key(1), 0)
     task = trees.take(sample_tasks(jax.random.key(2), 1), 0)
     message = jax.eval_shape(algorithm.client_update, server.shared, client, task, jax.random.key(3))[0].message
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message)
@@ -175,7 +176,7 @@ def test_the_configuration_knows_how_many_batches_a_client_samples(name):
 
     algorithm = make(name, problem=PROBLEM._replace(sample=counting))
     server = algorithm.init(jax.random.key(0))
-    client = algorithm.init_client(server.shared, jax.random.key(1))
+    client = algorithm.init_client(server.shared, jax.random.key(1), 0)
     with jax.disable_jit():
         algorithm.client_update(
             server.shared, client, trees.take(sample_tasks(jax.random.key(2), 1), 0), jax.random.key(3)

@@ -179,7 +179,7 @@ def two_parts():
 def test_fedrep_steps_on_the_head_then_on_the_body_and_sends_the_body_alone():
     algorithm = make("fedrep", problem=two_parts(), head_steps=2)
     server = algorithm.init(jax.random.key(0))
-    client = algorithm.init_client(server.shared, jax.random.key(1))
+    client = algorithm.init_client(server.shared, jax.random.key(1), 0)
     u = np.arange(6.0)
     upload, after, _ = algorithm.client_update(server.shared, client, {"u": jnp.array(u)}, jax.random.key(2))
     body, head = np.array(server.shared["body"]), np.array(client["kept"]["mean"])
@@ -197,14 +197,14 @@ def test_fedrep_steps_on_the_head_then_on_the_body_and_sends_the_body_alone():
 def test_fedreps_heads_differ_from_client_to_client_and_a_new_client_has_a_fresh_one():
     algorithm = make("fedrep", problem=two_parts())
     server = algorithm.init(jax.random.key(0))
-    heads = [algorithm.init_client(server.shared, jax.random.key(i))["kept"]["mean"] for i in (1, 2)]
+    heads = [algorithm.init_client(server.shared, jax.random.key(i), 0)["kept"]["mean"] for i in (1, 2)]
     assert np.abs(heads[0] - heads[1]).min() > 1e-3
 
 
 def test_fedrep_with_nothing_in_the_head_is_fedavg():
     with jax.enable_x64(True):
         algorithm = make("fedrep", head=())
-        client = algorithm.init_client(START, jax.random.key(0))
+        client = algorithm.init_client(START, jax.random.key(0), 0)
         upload, _, _ = algorithm.client_update(START, client, TASK, jax.random.key(0))
     np.testing.assert_allclose(upload.message["x"], message("fedavg"), rtol=1e-12)
 

@@ -13,10 +13,11 @@ from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, federation, make, s
 from contracts.test_contract import assert_same
 from fedjax_rl import trees
 from fedjax_rl.algorithms.parts import with_stragglers
+from fedjax_rl.config import CONFIGS
 from fedjax_rl.host import registry
 
 pytestmark = pytest.mark.usefixtures("x64")
-LATE = [name for name in registry.OWN["algorithm"] if name != "scaffold"]
+LATE = [name for name in registry.OWN["algorithm"] if not CONFIGS[name].refuses_stragglers]
 STEPS = 4
 
 
@@ -70,7 +71,7 @@ def test_a_straggler_sends_what_it_would_with_fewer_local_steps(name):
     task = trees.take(sample_tasks(jax.random.key(2), 1), 0)
     always = late(name, 1.0)
     server = always.init(jax.random.key(0))
-    client = always.init_client(server.shared, jax.random.key(1))
+    client = always.init_client(server.shared, jax.random.key(1), 0)
     one = jax.jit(always.client_update)
     seen = set()
     for number in range(8):

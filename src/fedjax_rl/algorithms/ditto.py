@@ -43,5 +43,5 @@ def ditto(
         return Upload(change(shared, batch), jnp.ones(())), personal, measured(before, also=of_global)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)._replace(
-        init_client=lambda shared, key: shared, personal_params=lambda shared, client: client
+        init_client=lambda shared, key, id: shared, personal_params=lambda shared, client: client
     )

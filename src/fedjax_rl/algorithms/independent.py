@@ -31,7 +31,7 @@ def independent(
 
     return one_model(problem, client_update, optax.identity(), inner_lr, client_batch)._replace(
         init=lambda key: Server(problem.init(key), ()),
-        init_client=lambda shared, key: shared,
+        init_client=lambda shared, key, id: problem.own(shared, id),
         server_update=lambda server, aggregate, key: server,
         personal_params=lambda shared, client: client,
     )

@@ -125,7 +125,7 @@ def one_model(
     adapt = chunked(lambda params, batch: meta.adapt(problem.loss, params, batch, inner_lr), client_batch)
     return Algorithm(
         init=init,
-        init_client=lambda shared, key: (),
+        init_client=lambda shared, key, id: (),
         client_update=client_update,
         server_update=server_update,
         personal_params=lambda shared, client: shared,
@@ -149,10 +149,10 @@ def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
     def own(params):
         return trees.where_path(lambda parts: bool(parts & set(names)), params)
 
-    def init_client(shared, key):
+    def init_client(shared, key, id):
         fresh_key, client_key = jax.random.split(key)
         kept = own(algorithm.init(fresh_key).shared)
-        return {"kept": kept, "client": algorithm.init_client(trees.merge(shared, kept), client_key)}
+        return {"kept": kept, "client": algorithm.init_client(trees.merge(shared, kept), client_key, id)}
 
     def client_update(shared, client, task, key):
         whole = trees.merge(shared, client["kept"])

@@ -48,5 +48,5 @@ def pfedme(
         return Upload(moved, jnp.ones(())), last, measured(before)
 
     return one_model(problem, client_update, server_opt, inner_lr, client_batch)._replace(
-        init_client=lambda shared, key: shared, personal_params=lambda shared, client: client
+        init_client=lambda shared, key, id: shared, personal_params=lambda shared, client: client
     )

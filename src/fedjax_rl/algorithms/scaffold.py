@@ -60,7 +60,7 @@ def scaffold(
 
     return model._replace(
         init=init,
-        init_client=lambda shared, key: jax.tree.map(jnp.zeros_like, shared["params"]),
+        init_client=lambda shared, key, id: jax.tree.map(jnp.zeros_like, shared["params"]),
         server_update=server_update,
         personal_params=lambda shared, client: shared["params"],
     )

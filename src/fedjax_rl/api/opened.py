@@ -15,7 +15,7 @@ from fedjax_rl import statistics
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.host.numerics import pinned, root_key
 from fedjax_rl.reports import tables
-from fedjax_rl.runs import assemble, checkpoint, records, rundir, runner, scoring
+from fedjax_rl.runs import assemble, checkpoint, models, records, rundir, runner, scoring
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Callback, Hooks, Logger
 
@@ -105,7 +105,7 @@ class Run:
             raise ConfigError(f"client {client}: must be an integer, 0 to {made.config.num_clients - 1}")
         before, after = scoring.adapted(made, state, jnp.array([client]), adapt_steps)
         params = jax.tree.map(lambda x: x[0], after if adapt_steps else before)
-        spec, made_policy = made.env.spec, assemble.make_policy(made.config, made.env.spec)
+        spec, made_policy = made.env.spec, models.make_policy(made.config, made.env.spec)
         says = made_policy.distribution
         mode = jax.jit(lambda rows: says.mode(made_policy.apply(params, rows)))
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from fedjax_rl.config.options import ChangeConfig, Config, ServerConfig
-from fedjax_rl.config.rules import name, nearest, number
+from fedjax_rl.config.options import BIG, ChangeConfig, Config, ServerConfig
+from fedjax_rl.config.rules import name, nearest, number, plain
 from fedjax_rl.host import registry
 from fedjax_rl.host.exits import ConfigError
 
@@ -117,6 +117,31 @@ class IndependentConfig(Config):
     """No federation: every client learns alone from the same start."""
 
     algorithm: ClassVar[str] = "independent"
+    keeps_models: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedHpdConfig(Config):
+    """FedHPD: clients, also of unlike networks, learn alone and distil from each other on public states."""
+
+    algorithm: ClassVar[str] = "fedhpd"
+    keeps_models: ClassVar[bool] = True
+    refuses_stragglers: ClassVar[str] = "its optimisers keep their state"
+    public_states: str = plain("")  # file of the states that clients distil on, made by `fedjax-rl public-states`
+    # consensus: distil from the mean policy; placebo: the same steps without a gradient; none: every client alone
+    distill: str = name("consensus", "consensus", "placebo", "none")
+    distill_optimizer: str = name(
+        "own", "own", "shared"
+    )  # Adam of the distillation: its own, or that of the local steps
+    loops: int = number(5, 1, 1000)  # how often each part of the public states is distilled on in a round
+    parts: int = number(2, 1, 1000)  # parts of the public states, each a step of distillation
+    lr_decay: float = number(0.95, 0, 1, above=True)  # factor of the rates after every lr_decay_every batches
+    lr_decay_every: int = number(100, 1, BIG)  # batches of a client after which its rate is lowered
+
+    @property
+    def batches(self) -> int:
+        """One for every local step."""
+        return self.local_steps
 
 
 _CLASSES = (
@@ -131,6 +156,7 @@ _CLASSES = (
     ReptileConfig,
     MetaSgdConfig,
     IndependentConfig,
+    FedHpdConfig,
 )
 CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
 

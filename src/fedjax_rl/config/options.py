@@ -7,7 +7,8 @@ the class `Config` holds what all algorithms share, a subclass adds what one of 
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from fedjax_rl.config.rules import ConfigError, checked, name, number, registered
+from fedjax_rl.config import kinds
+from fedjax_rl.config.rules import ConfigError, checked, name, number, plain, registered
 
 SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
 BIG = 1_000_000_000
@@ -17,8 +18,8 @@ EXECUTION = frozenset(
 )
 # Values that runs of earlier versions lack; what they did then is the default.
 LATER = frozenset(
-    "selection max_change_norm policy init std aggregator critic value_coef entropy_coef keep_every nan_dump dropout "
-    "stragglers server_half_life final_clients".split()
+    "selection max_change_norm policy kinds init std advantages reduction aggregator critic value_coef entropy_coef "
+    "keep_every nan_dump dropout stragglers server_half_life final_clients".split()
 )
 
 
@@ -30,6 +31,7 @@ class Config:
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
     refuses_stragglers: ClassVar[str] = ""  # why no client may take fewer local steps; "" where it may
     learns_rates: ClassVar[bool] = False  # are the rates of adaptation learned, so that none can be given?
+    keeps_models: ClassVar[bool] = False  # has every client a model of its own, so that these may be unlike?
     steps_are_adaptation: ClassVar[bool] = False  # are the local steps those of the adaptation, with its rate?
 
     # task family, see `fedjax-rl list` (also brax/NAME, or your own as module:name)
@@ -39,6 +41,7 @@ class Config:
     observation: str = name("maml", "maml", "compact")  # maml shows the torso's position, compact does not
     hidden: tuple[int, ...] = number((64, 64), 1, 4096)  # widths of the hidden layers, the critic's too [units]
     activation: str = name("tanh", "tanh", "relu")  # activation of the policy's hidden layers: tanh or relu
+    kinds: str = plain("")  # clients of unlike networks, COUNTxWIDTH-WIDTH:ACTIVATION[:RATE], separated by commas
     init: str = name("xavier", "xavier", "torch")  # what the policy's layers start from: xavier, or PyTorch's uniform
     std: str = name("free", "free", "state")  # deviation of continuous actions: a free vector, or a head of the state
     # the policy's network: mlp (gaussian_mlp or categorical_mlp, as actions are), or your own as module:name
@@ -47,8 +50,9 @@ class Config:
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
-    # how clients are selected: uniform, or stratified (one client of each id modulo clients_per_round)
-    selection: str = name("uniform", "uniform", "stratified")
+    # how clients are selected: uniform, stratified (one client of each id modulo clients_per_round), or by_kind
+    # (stratified, in the order of the kinds: for `kinds`)
+    selection: str = name("uniform", "uniform", "stratified", "by_kind")
     rounds: int = number(500, 1, BIG)  # communication rounds in all
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
@@ -59,8 +63,12 @@ class Config:
     gae_lambda: float = number(1.0, 0, 1)  # lambda of generalised advantage estimation
     clip: float = number(0.2, 0, 10, above=True)  # epsilon of the ratio surrogate, which alone is clipped
     surrogate: str = name("ratio", "ratio", "log", "dice")  # of the adaptation and local steps: ratio, log or dice
-    # linear: fitted to each batch; or a neural value function, federated with the policy or local to each client
-    critic: str = name("linear", "linear", "federated", "local")
+    # linear: fitted to each batch; none: plain returns; or a neural value function, federated with the policy or local
+    # to each client
+    critic: str = name("linear", "linear", "none", "federated", "local")
+    # advantages: normalised by their mean and deviation, whitened (the same with n - 1, as in much REINFORCE), or plain
+    advantages: str = name("normalised", "normalised", "whitened", "plain")
+    reduction: str = name("mean", "mean", "sum")  # of the loss: mean over all steps, or sum over an episode's steps
     value_coef: float = number(0.5, 0, 1000)  # weight of the neural value function's error in the loss
     entropy_coef: float = number(0.0, 0, 100)  # weight of the policy's entropy in the objective
     client_batch: int = number(0, 0, BIG)  # clients computed at a time (0: 1 on CPU, all on GPU and TPU)
@@ -84,11 +92,23 @@ class Config:
                     f"{small} = {getattr(self, small)}: must be at most num_clients = {self.num_clients}; "
                     f"lower {small} or raise num_clients"
                 )
+        if self.kinds:
+            self._refuse_kinds()
         if self.critic == "local" and not isinstance(self, ChangeConfig):
             raise ConfigError(f"critic = 'local': not for {self.algorithm}, whose message is no change of a model")
         why = "local_steps = 1 cannot be fewer" if self.local_steps == 1 else self.refuses_stragglers
         if self.stragglers and why:
             raise ConfigError(f"stragglers = {self.stragglers}: not for this {self.algorithm}: {why}; set it to 0")
+
+    def _refuse_kinds(self) -> None:
+        """A ConfigError for what clients of unlike networks cannot do."""
+        kinds.block(kinds.parse(self.kinds), self.num_clients, self.clients_per_round)
+        if not self.keeps_models:
+            raise ConfigError(f"kinds: not for {self.algorithm}, which sends models; take fedhpd or independent")
+        if self.critic in ("federated", "local"):
+            raise ConfigError(f"critic = {self.critic!r}: not with kinds; take linear or none")
+        if self.clients_per_round < self.num_clients and self.selection != "by_kind":
+            raise ConfigError(f"selection = {self.selection!r}: with kinds and few clients a round, take by_kind")
 
     @property
     def batches(self) -> int:

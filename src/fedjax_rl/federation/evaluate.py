@@ -52,8 +52,9 @@ def make_evaluate(
     make: Callable[[Any], tuple[Problem, Algorithm]],
     mesh: Mesh | None = None,
     pause: Callable[[], None] = lambda: None,
+    at_once: int = AT_ONCE,
 ) -> Callable[[Sequence[Any], Shared, Tree, Tree, Key], Array]:
-    """Evaluation of n clients, trained or new, AT_ONCE by AT_ONCE.
+    """Evaluation of n clients, trained or new, `at_once` at a time.
 
     For every client: model_0 = personal_params; for j = 0..k: sample E fresh episodes with model_j, whose mean return
     is column j; model_{j+1} = adapt(model_j) on those episodes.
@@ -81,8 +82,8 @@ def make_evaluate(
     def evaluate(values: Sequence[Any], shared: Shared, clients: Tree, tasks: Tree, key: Key) -> Array:
         ids = jnp.arange(jax.tree.leaves(tasks)[0].shape[0])
         parts = []
-        for first in range(0, len(ids), AT_ONCE):
-            own, task, now = jax.tree.map(lambda x: x[first : first + AT_ONCE], (clients, tasks, ids))
+        for first in range(0, len(ids), at_once):
+            own, task, now = jax.tree.map(lambda x: x[first : first + at_once], (clients, tasks, ids))
             parts.append(some(values, shared, own, task, key, now))
         return jnp.concatenate(parts)
 

@@ -1,4 +1,4 @@
-"""Who takes part in a round: (key, N, M) -> ids [M], ascending, so that sums do not depend on a draw's order."""
+"""Who takes part in a round: (key, N, M) -> ids [M], in an order that does not depend on the draw's."""
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,17 @@ def stratified(key: Key, num_clients: int, clients_per_round: int) -> Array:
     Source: Fraboni et al., "Clustered Sampling: Low-Variance and Improved Representativity for Clients Selection in
     Federated Learning", ICML 2021, with strata given by the ids.
     """
+    return jnp.sort(by_kind(key, num_clients, clients_per_round))
+
+
+def by_kind(key: Key, num_clients: int, clients_per_round: int) -> Array:
+    """As `stratified`, but in the order of the strata: ids [M], id i of stratum i.
+
+    Clients of unlike kinds stand in blocks of M that have each kind at the same places, so a cohort is such a block.
+    """
     strata = jnp.arange(clients_per_round)
     sizes = (num_clients - strata + clients_per_round - 1) // clients_per_round
-    return jnp.sort(strata + clients_per_round * jax.random.randint(key, strata.shape, 0, sizes))
+    return strata + clients_per_round * jax.random.randint(key, strata.shape, 0, sizes)
 
 
-SELECTIONS = {"uniform": uniform, "stratified": stratified}
+SELECTIONS = {"uniform": uniform, "stratified": stratified, "by_kind": by_kind}

@@ -86,10 +86,12 @@ def make_simulation(
     """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
 
     round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
-    -> server_update -> scatter the states back. Only the selected compute.
+    -> server_update -> (again from the clients' update on, for every further exchange of the algorithm) -> scatter the
+    states back. Only the selected compute.
 
     A client of weight 0, or whose message (or its norm) or new state is not finite, leaves no trace: its message is
-    replaced before any sum and its old state kept. When nobody is left the server stays as it was.
+    replaced before any sum and its old state kept; it is silent in the round's further
+    exchanges. When nobody is left the server stays as it was.
 
     Args:
       algorithm: the six functions.
@@ -110,7 +112,7 @@ def make_simulation(
         server = algorithm.init(stream(key, INIT))
         tasks = sample_tasks(stream(key, TASKS), num_clients)
         init_client = placement.map_clients(algorithm.init_client, num_broadcast=1)
-        clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids))
+        clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids), ids)
         one = jax.tree.map(lambda x: x[0], (clients, tasks))
         upload, _, _ = jax.eval_shape(algorithm.client_update, server.shared, *one, key)
         message = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload.message)
@@ -122,37 +124,70 @@ def make_simulation(
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
         return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
 
-    def work(shared, own, task, client_key):
-        client, sent = own
-        upload, client, metrics = algorithm.client_update(shared, client, task, client_key)
+    def sent(upload, client, sending):
         # where the norm overflows, a clip would make zeros of the message, and these would be heard: its weight is made
         # infinite instead (a NaN would look like the first one to `replay`)
         weight = jnp.where(jnp.isfinite(optax.tree.norm(upload.message)), upload.weight, jnp.inf)
-        message, sent = uplink.update(upload.message, sent)
-        return Upload(message, weight), (client, sent), metrics
+        message, sending = uplink.update(upload.message, sending)
+        return Upload(message, weight), (client, sending)
+
+    def work(shared, own, task, client_key):
+        upload, client, metrics = algorithm.client_update(shared, own[0], task, client_key)
+        return *sent(upload, client, own[1]), metrics
+
+    def absorb(results, old, present, server, aggregator_state, keys):
+        """What the server makes of one exchange, what the clients keep, and who was heard and finite [M]."""
+        (messages, weights), new = results
+        finite = jax.vmap(trees.all_finite)((messages, weights, new[0]))
+        heard = (weights > 0) & finite & present
+        weights = jnp.where(heard, weights, 0.0)
+        messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
+        combined, aggregated = aggregator.update(messages, weights, aggregator_state, keys[0])
+        updated = algorithm.server_update(server, Aggregate(combined, heard.sum() / num_clients), keys[1])
+        somebody = heard.any()
+        server, aggregator_state = trees.select(somebody, (updated, aggregated), (server, aggregator_state))
+        return server, aggregator_state, trees.select(heard, new, old), heard, finite
+
+    def exchange_again(server, aggregator_state, own, tasks, keys, heard, server_keys):
+        """The exchanges after the first, by those who were heard in it: the same, and who was finite in all [M]."""
+        count, update = algorithm.exchanges
+
+        def one(carry, number):
+            server, aggregator_state, own = carry
+
+            def work_again(shared, own, task, key):
+                return sent(*update(shared, own[0], task, jax.random.fold_in(key, number), number), own[1])
+
+            results = placement.map_clients(work_again, num_broadcast=1)(server.shared, own, tasks, keys)
+            now = [jax.random.fold_in(key, number) for key in server_keys]
+            server, aggregator_state, own, _, finite = absorb(results, own, heard, server, aggregator_state, now)
+            return (server, aggregator_state, own), finite
+
+        carry, finite = jax.lax.scan(one, (server, aggregator_state, own), jnp.arange(1, count + 1))
+        return *carry, finite.all(axis=0)
 
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
         ids, shared, old, tasks, keys = cohort(state)
-        map_work = placement.map_clients(work, num_broadcast=1)
-        (messages, weights), new, client_metrics = map_work(shared, old, tasks, keys)
-        finite = jax.vmap(trees.all_finite)((messages, weights, new[0]))
+        upload, new, client_metrics = placement.map_clients(work, num_broadcast=1)(shared, old, tasks, keys)
         present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
-        heard = (weights > 0) & finite & present
-        weights = jnp.where(heard, weights, 0.0)
-        messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
-        kept = trees.select(heard, new, old)
-        combined, aggregator_state = aggregator.update(messages, weights, state.aggregator, key(AGGREGATE))
-        aggregate = Aggregate(combined, heard.sum() / num_clients)
-        server = algorithm.server_update(state.server, aggregate, key(SERVER))
-        somebody = heard.any()
-        metrics = _metrics(ids, heard, finite, client_metrics, combined, shared)
+        server_keys = (key(AGGREGATE), key(SERVER))
+        server, aggregator_state, kept, heard, finite = absorb(
+            (upload, new), old, present, state.server, state.aggregator, server_keys
+        )
+        if algorithm.exchanges:
+            server, aggregator_state, kept, still = exchange_again(
+                server, aggregator_state, kept, tasks, keys, heard, server_keys
+            )
+            finite &= still
+        exchanges = algorithm.exchanges[0] if algorithm.exchanges else 1  # what the last one sends is not used
+        metrics = _metrics(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
         return State(
-            server=trees.select(somebody, server, state.server),
+            server=server,
             clients=trees.put(state.clients, ids, kept[0]),
             tasks=state.tasks,
             uplink=trees.put(state.uplink, ids, kept[1]),
-            aggregator=trees.select(somebody, aggregator_state, state.aggregator),
+            aggregator=aggregator_state,
             round=state.round + 1,
             key=state.key,
         ), metrics
@@ -160,12 +195,19 @@ def make_simulation(
     return Simulation(init, round, cohort, work)
 
 
-def _metrics(ids: Array, heard: Array, finite: Array, client_metrics: Metrics, message: Tree, shared: Tree) -> Metrics:
+def _one(rows: Tree) -> Tree:
+    """Shapes of one of the rows [M, ...]."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+
+
+def _metrics(
+    ids: Array, heard: Array, finite: Array, client_metrics: Metrics, message: Tree, shared: Tree, exchanges: int
+) -> Metrics:
     """A round's numbers: means over the clients heard, counts over the selected, and bytes sent up and down."""
     counts = {name: value for name, value in client_metrics.items() if name.startswith(HEALTH)}
     means = {name: value for name, value in client_metrics.items() if name not in counts}
-    up = trees.num_bytes(message)
-    down = trees.num_bytes(shared) if up else 0  # those who send nothing, `independent`, are sent nothing
+    up = trees.num_bytes(message) * exchanges
+    down = trees.num_bytes(shared) * exchanges if up else 0  # those who send nothing, `independent`, are sent nothing
     who = {"selected": ids, "unheard": ~heard} | {
         name.removeprefix(HEALTH): value > 0 for name, value in counts.items() if name == STRAGGLERS
     }

@@ -23,7 +23,9 @@ PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 OWN: dict[str, dict[str, str]] = {
     "algorithm": {
         name: f"fedjax_rl.algorithms.{name}:{name}"
-        for name in ("fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent").split()
+        for name in (
+            "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd"
+        ).split()
     },
     "environment": {
         **{

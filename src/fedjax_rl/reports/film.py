@@ -23,7 +23,8 @@ from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.runs import scoring
-from fedjax_rl.runs.assemble import Assembled, make_policy
+from fedjax_rl.runs.assemble import Assembled
+from fedjax_rl.runs.models import make_policy
 from fedjax_rl.types import Array, Key, Params, Task
 
 

@@ -11,6 +11,7 @@ from fedjax_rl.types import Array
 
 RIDGE = 1e-5
 NORMALISE_EPS = 1e-6
+WHITEN_EPS = 1e-5
 # A column is constant when its deviation is below what float32 rounding of its mean may leave.
 CONSTANT_TOL = 1e-5
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -102,3 +103,18 @@ def normalise(advantage: Array, mask: Array) -> Array:
     centred = jnp.where(mask, advantage - mean, 0.0)
     std = jnp.sqrt(jnp.sum(centred**2) / count)
     return centred / (std + NORMALISE_EPS)
+
+
+def whiten(advantage: Array, mask: Array) -> Array:
+    """(A - mean) / (std + 1e-5) over the valid steps n of [E, T], sample deviation (n - 1); 0 elsewhere.
+
+    How much code for REINFORCE scales its returns. With a single valid step the result is 0.
+    """
+    chex.assert_equal_shape([advantage, mask])
+    count = jnp.sum(mask)
+    mean = jnp.sum(jnp.where(mask, advantage, 0.0)) / jnp.maximum(count, 1)
+    centred = jnp.where(mask, advantage - mean, 0.0)
+    return centred / (jnp.sqrt(jnp.sum(centred**2) / jnp.maximum(count - 1, 1)) + WHITEN_EPS)
+
+
+SCALES = {"normalised": normalise, "whitened": whiten, "plain": lambda advantage, mask: advantage}

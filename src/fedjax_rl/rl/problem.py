@@ -5,18 +5,23 @@ import jax.numpy as jnp
 
 from fedjax_rl.envs.base import Env
 from fedjax_rl.rl import critics
-from fedjax_rl.rl.advantages import discounted_returns, gae, linear_baseline, normalise
+from fedjax_rl.rl.advantages import SCALES, discounted_returns, gae, linear_baseline
 from fedjax_rl.rl.critics import Critic
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
-from fedjax_rl.rl.surrogates import SURROGATES, Batch, mean_over_valid
-from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task
+from fedjax_rl.rl.surrogates import REDUCTIONS, SURROGATES, Batch
+from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task, Tree
 
 
 def make_batch(
-    trajectory: Trajectory, discount: float, gae_lambda: float, values: Array | None = None, target: Array | tuple = ()
+    trajectory: Trajectory,
+    discount: float,
+    gae_lambda: float,
+    values: Array | None = None,
+    target: Array | tuple = (),
+    scale: str = "normalised",
 ) -> Batch:
-    """Generalised advantages against the values [E, T], normalised.
+    """Generalised advantages against the values [E, T], scaled as SCALES has it.
 
     Without values: against a linear baseline fitted to the discounted return-to-go of these very episodes.
     """
@@ -24,7 +29,7 @@ def make_batch(
     if values is None:
         values = linear_baseline(obs, discounted_returns(reward, discount), mask)
     advantage = gae(reward, values, mask, discount, gae_lambda)
-    return Batch(obs, action, logp, normalise(advantage, mask), mask, target)
+    return Batch(obs, action, logp, SCALES[scale](advantage, mask), mask, target)
 
 
 def make_problem(
@@ -39,6 +44,9 @@ def make_problem(
     critic: Critic | None = None,
     value_coef: float = 0.5,
     entropy_coef: float = 0.0,
+    baseline: bool = True,
+    scale: str = "normalised",
+    reduction: str = "mean",
 ) -> Problem:
     """The problem of acting in `env` with `policy`, `episodes` episodes a batch.
 
@@ -48,14 +56,23 @@ def make_problem(
 
       loss = -mean(S) - entropy_coef mean(H) + value_coef mean((v - G / h)^2)
 
-    Without a critic the last term is absent and advantages come from a linear baseline fitted to the very episodes.
+    Without a critic the last term is absent and advantages come from a linear baseline fitted to the very episodes; or
+    from no baseline at all (`baseline` False): with gae_lambda 1 they are then the returns-to-go, as in REINFORCE
+    (Williams 1992). `scale` is one of SCALES. With `reduction` "sum", means over valid steps become sums over an
+    episode's steps, averaged over the episodes.
     With one they come from its values h v at the sampling parameters, which live in the policy's parameters under
     "critic". One surrogate serves the inner and the outer objective of a meta-learning algorithm alike. At the sampling
     parameters all surrogates have one gradient, so that the choice then shows in the inner curvature only; in later
     local steps it shows in the outer gradient as well.
     """
-    if surrogate not in SURROGATES:
-        raise ValueError(f"unknown surrogate {surrogate!r}; one of {', '.join(SURROGATES)}")
+    for option, value, legal in (
+        ("surrogate", surrogate, SURROGATES),
+        ("scale", scale, SCALES),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if value not in legal:
+            raise ValueError(f"unknown {option} {value!r}; one of {', '.join(legal)}")
+    reduce = REDUCTIONS[reduction]
     rollout = make_rollout(env, policy, episodes)
     terms = SURROGATES[surrogate](clip)
     says = policy.distribution
@@ -76,10 +93,11 @@ def make_problem(
         trajectory = rollout(params, task, key)
         stats = Stats(jnp.mean(jnp.sum(trajectory.reward, axis=1)), trajectory.frozen.sum())
         if critic is None:
-            return make_batch(trajectory, discount, gae_lambda), stats
+            values = None if baseline else jnp.zeros_like(trajectory.reward)
+            return make_batch(trajectory, discount, gae_lambda, values, scale=scale), stats
         values = horizon * rates(params, trajectory.obs)
         target = discounted_returns(trajectory.reward, discount) / horizon
-        return make_batch(trajectory, discount, gae_lambda, values, target), stats
+        return make_batch(trajectory, discount, gae_lambda, values, target, scale), stats
 
     def loss(params: Params, batch: Batch) -> Array:
         # One forward pass over all E T steps: a matrix product a layer.
@@ -87,10 +105,16 @@ def make_problem(
         head = policy.apply(params, batch.obs.reshape(flat, -1))
         logp = says.log_prob(head, batch.action.reshape(flat, -1)).reshape(batch.mask.shape)
         bonus = entropy_coef * says.entropy(head).reshape(batch.mask.shape)
-        objective = mean_over_valid(terms(logp, batch) + bonus, batch.mask)
+        objective = reduce(terms(logp, batch) + bonus, batch.mask)
         if critic is None:
             return -objective
-        error = mean_over_valid((rates(params, batch.obs) - batch.target) ** 2, batch.mask)
+        error = reduce((rates(params, batch.obs) - batch.target) ** 2, batch.mask)
         return value_coef * error - objective
 
-    return Problem(init, sample, loss)
+    def say(params: Params, obs: Array) -> Tree:
+        return says.say(policy.apply(params, obs))
+
+    def divergence(params: Params, consensus: Tree, obs: Array) -> Array:
+        return jnp.mean(says.divergence(consensus, policy.apply(params, obs)))
+
+    return Problem(init, sample, loss, say=say, divergence=divergence)

@@ -84,3 +84,12 @@ def mean_over_valid(terms: Array, mask: Array) -> Array:
     """(1/sum m) sum m x: terms [E, T], mask [E, T] -> ()."""
     chex.assert_equal_shape([terms, mask])
     return jnp.sum(jnp.where(mask, terms, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def sum_over_valid(terms: Array, mask: Array) -> Array:
+    """(1/E) sum m x: terms [E, T], mask [E, T] -> ()."""
+    chex.assert_equal_shape([terms, mask])
+    return jnp.sum(jnp.where(mask, terms, 0.0)) / len(mask)
+
+
+REDUCTIONS = {"mean": mean_over_valid, "sum": sum_over_valid}

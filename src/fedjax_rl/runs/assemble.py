@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from fedjax_rl.algorithms.parts import keep_on_client, with_stragglers
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.envs import Env, EnvSpec, make_env, platform
+from fedjax_rl.envs import Env, make_env, platform
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.selection import SELECTIONS
 from fedjax_rl.federation.server_optimizers import SERVER_OPTIMIZERS
@@ -21,9 +21,8 @@ from fedjax_rl.federation.simulate import Simulation, State, make_simulation
 from fedjax_rl.host import registry
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.critics import NAME as CRITIC
-from fedjax_rl.rl.critics import mlp_critic
-from fedjax_rl.rl.policies import Policy
-from fedjax_rl.rl.problem import make_problem
+from fedjax_rl.runs import public_states
+from fedjax_rl.runs.models import at_once, clients_problem, make_client_opt
 from fedjax_rl.trees import all_finite, select
 from fedjax_rl.types import Algorithm, Array, Metrics, Problem
 
@@ -59,19 +58,8 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
             raise ConfigError(str(error)) from error
         platform()  # refused in one line, where the environment has not asked for a device
     of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
-    problem = make_problem(
-        env,
-        make_policy(config, env.spec),
-        episodes=config.episodes,
-        discount=of["discount"],
-        gae_lambda=of["gae_lambda"],
-        clip=of["clip"],
-        surrogate=config.surrogate,
-        critic=None if config.critic == "linear" else mlp_critic(env.spec, hidden=config.hidden),
-        value_coef=of["value_coef"],
-        entropy_coef=of["entropy_coef"],
-    )
-    algorithm = _make_algorithm(config, of, problem)
+    problem = clients_problem(config, of, env)
+    algorithm = _make_algorithm(config, of, env, problem)
     simulation = make_simulation(
         algorithm,
         num_clients=config.num_clients,
@@ -85,7 +73,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
     return Assembled(config, env, problem, algorithm, simulation)
 
 
-def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> Algorithm:
+def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: Problem) -> Algorithm:
     """The configured algorithm; what its configuration class adds are its factory's arguments of the same names."""
     engine = {item.name for item in fields(Config)} | {"server", "server_lr", "server_half_life", "max_change_norm"}
     own = {key: value for key, value in of.items() if key not in engine}
@@ -97,39 +85,21 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], problem: Problem) -> 
     given = {
         "local_steps": config.local_steps,
         "inner_lr": of["inner_lr"],
-        "client_batch": config.client_batch or (1 if jax.default_backend() == "cpu" else None),
+        "client_batch": None if config.kinds else at_once(config),  # kinds are computed one after the other
         **own,
     }
+    if "public_states" in given:
+        given["public_states"] = public_states.of(config, env.spec)
     taken = inspect.signature(factory).parameters
 
     def make(client_opt):
         everything = {"client_opt": client_opt, **given}
         return factory(problem, **{key: value for key, value in everything.items() if key in taken})
 
-    client_opt, share = optax.sgd(of["local_lr"]), of["stragglers"]
+    client_opt, share = make_client_opt(config, of), of["stragglers"]
     is_cut = not (isinstance(share, float) and share == 0.0)
     algorithm = with_stragglers(make, client_opt, config.local_steps, share) if is_cut else make(client_opt)
     return keep_on_client(algorithm, (CRITIC,)) if config.critic == "local" else algorithm
-
-
-def make_policy(config: Config, spec: EnvSpec) -> Policy:
-    """The configured policy; its factory is given those of `hidden`, `activation`, `init` and `std` that it takes.
-
-    Raises:
-      ConfigError: it is none for the environment's actions, or another `init` or `std` is set than it knows of.
-    """
-    factory = registry.find("policy", config.policy)
-    taken = inspect.signature(factory).parameters
-    for key, default in (("init", "xavier"), ("std", "free")):
-        if key not in taken and getattr(config, key) != default:
-            raise ConfigError(
-                f"{key} = {getattr(config, key)!r}: policy {config.policy} has no such option; leave it out"
-            )
-    given = {key: getattr(config, key) for key in ("hidden", "activation", "init", "std") if key in taken}
-    try:
-        return factory(spec, **given)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOrSchedule:

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_rl import statistics, trees
 from fedjax_rl.config import Config
 from fedjax_rl.federation import simulate
-from fedjax_rl.federation.evaluate import column_keys, make_evaluate, make_steps
+from fedjax_rl.federation.evaluate import AT_ONCE, column_keys, make_evaluate, make_steps
 from fedjax_rl.federation.placement import make_mesh, map_clients
 from fedjax_rl.runs import checkpoint, records, rundir
 from fedjax_rl.runs.assemble import Assembled, Group, make_run
@@ -61,7 +61,10 @@ def make_evaluations(
         run = group.member(values)
         return run.problem, run.algorithm
 
-    program = make_evaluate(objects, make_mesh(), pause)
+    # clients of unlike kinds stand in blocks of a cohort's size; what is evaluated together begins with a block
+    cohort = group.run.config.clients_per_round
+    at_once = max(AT_ONCE // cohort * cohort, cohort) if group.run.config.kinds else AT_ONCE
+    program = make_evaluate(objects, make_mesh(), pause, at_once)
 
     def one(i: int) -> Evaluation:
         config = group.configs[i]
@@ -133,6 +136,9 @@ def adapted(run: Assembled, state: simulate.State, ids: Array, steps: int) -> tu
 
     They are the models whose returns `old_clients` measures: the same episodes, rate and start.
     """
+    if run.config.kinds and len(ids) > 1:  # any kinds in any order: one by one
+        each = [adapted(run, state, ids[i : i + 1], steps) for i in range(len(ids))]
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *each)
     start, column = make_steps(lambda values: (run.problem, run.algorithm))
     clients = _without_a_past(run, state, run.config.num_clients) if run.config.model == "global" else state.clients
     clients, tasks, shared = trees.take(clients, ids), trees.take(state.tasks, ids), state.server.shared
@@ -155,8 +161,9 @@ def new_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Re
 
 def _without_a_past(run: Assembled, state: simulate.State, count: int) -> Tree:
     """What new clients hold [count]."""
-    keys = simulate.per_client(simulate.stream(state.key, simulate.NEW_CLIENTS), jnp.arange(count))
-    return map_clients(run.algorithm.init_client, num_broadcast=1)(state.server.shared, keys)
+    ids = jnp.arange(count)
+    keys = simulate.per_client(simulate.stream(state.key, simulate.NEW_CLIENTS), ids)
+    return map_clients(run.algorithm.init_client, num_broadcast=1)(state.server.shared, keys, ids)
 
 
 def _score(returns: Returns) -> float:

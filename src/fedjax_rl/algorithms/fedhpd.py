@@ -1,0 +1,108 @@
+"""FedHPD: clients of unlike networks learn from what their policies say about states that all of them know."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rl import meta
+from fedjax_rl.algorithms.parts import chunked, measured
+from fedjax_rl.types import Algorithm, Array, Problem, Server, Upload
+
+
+def fedhpd(
+    problem: Problem,
+    *,
+    client_opt: optax.GradientTransformation,
+    local_steps: int,
+    inner_lr: float,
+    public_states: Array | None = None,
+    distill: str = "consensus",
+    distill_optimizer: str = "own",
+    loops: int = 5,
+    parts: int = 2,
+    lr_decay: float = 0.95,
+    lr_decay_every: int = 100,
+    client_batch: int | None = None,
+) -> Algorithm:
+    """`local_steps` times: D ~ own model, one Adam step on L(.; D). Then the clients distil from each other.
+
+    The S public states stand in `parts` equal parts, which are taken `loops` times in turn. Each time every client
+    says what its policy does there, the server takes the mean p, and every client takes one Adam step on the mean
+    divergence: KL(p || pi_i) for discrete actions, KL(pi_i || p) for Gaussians. No parameters are sent. The rate of
+    either step is client_opt's times lr_decay^floor(batches sampled so far / lr_decay_every).
+
+    Source: Kong et al., "Heterogeneous Federated Reinforcement Learning via Policy Distillation", AAMAS 2025, arXiv
+    2502.00870; published is distill_optimizer "shared".
+
+    Args:
+      problem: of the clients; it needs `say` and `divergence` where they distil.
+      client_opt: plain gradient steps of the client's rate; it is given Adam's directions.
+      local_steps: the batches between two distillations (the paper's d, of one episode each).
+      inner_lr: rate of the plain step of adaptation that evaluation tries.
+      public_states: [S, O], S a multiple of `parts`; for "consensus" only.
+      distill: "consensus"; "none" (no federation at all); or "placebo": the same steps with a gradient of zero, and
+        nothing is sent. Under a shared optimiser these still move by what its momentum holds.
+      distill_optimizer: "own" (an Adam of its own, kept from round to round), or "shared" with the local steps.
+      loops: how often each part is taken.
+      parts: into how many parts the public states are divided.
+      lr_decay, lr_decay_every: as above.
+      client_batch: clients whose gradients are computed at a time (None: all).
+    """
+    adam, steps = optax.scale_by_adam(), loops * parts
+    loss_gradient = chunked(jax.grad(problem.loss), client_batch)
+    slot = "adam" if distill_optimizer == "shared" else "distill_adam"  # of the state of the distillation's optimiser
+    exchanged = distill == "consensus"
+    states = jnp.asarray(public_states).reshape(parts, -1, public_states.shape[-1]) if exchanged else None
+
+    def moved(client, gradient, slot):
+        """The client after a step of the optimiser whose state is in that slot."""
+        params = client["params"]
+        direction, state = adam.update(gradient, client[slot])
+        shrunk = lr_decay ** jnp.floor(client["batches"] / lr_decay_every)
+        updates, _ = client_opt.update(jax.tree.map(lambda d: shrunk * d, direction), client_opt.init(params), params)
+        return {**client, "params": optax.apply_updates(params, updates), slot: state}
+
+    def said(client, number):
+        message = problem.say(client["params"], states[number % parts]) if exchanged else jnp.zeros((0,))
+        return Upload(message, jnp.ones(()))
+
+    def client_update(shared, client, task, key):
+        def learn(client, number):
+            batch, stats = problem.sample(client["params"], task, jax.random.fold_in(key, number))
+            client = moved(client, loss_gradient(client["params"], batch), "adam")
+            return {**client, "batches": client["batches"] + 1}, stats
+
+        client, stats = jax.lax.scan(learn, client, jnp.arange(local_steps))
+        if distill == "placebo":
+            nothing = jax.tree.map(jnp.zeros_like, client["params"])
+            client, _ = jax.lax.scan(lambda client, _: (moved(client, nothing, slot), ()), client, length=steps)
+        return said(client, 0), client, measured(stats._replace(returned=stats.returned.mean()))
+
+    divergence_gradient = chunked(jax.grad(problem.divergence), client_batch) if exchanged else None
+
+    def distil(shared, client, task, key, number):
+        gradient = divergence_gradient(client["params"], shared, states[(number - 1) % parts])
+        client = moved(client, gradient, slot)
+        return said(client, number), client
+
+    def init(key):
+        if not exchanged:
+            return Server((), ())
+        silent = jax.eval_shape(lambda: problem.say(problem.own(problem.init(key), 0), states[0]))
+        return Server(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), silent), ())
+
+    def init_client(shared, key, id):
+        params = problem.own(problem.init(key), id)
+        adams = {name: adam.init(params) for name in {"adam", slot}}
+        return {"params": params, "batches": jnp.zeros(()), **adams}
+
+    adapt = chunked(lambda params, batch: meta.adapt(problem.loss, params, batch, inner_lr), client_batch)
+    return Algorithm(
+        init=init,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=lambda server, aggregate, key: Server(aggregate.message, ()) if exchanged else server,
+        personal_params=lambda shared, client: client["params"],
+        adapt=lambda shared, client, params, batch: adapt(params, batch),
+        exchanges=(steps, distil) if exchanged else None,
+    )

@@ -1,0 +1,167 @@
+"""Clients with unlike networks in one program: parameters in one flat row, computed kind by kind.
+
+A client's parameters are {"kind": (), "row": [P]}: the number of its kind, a float so that it passes wherever
+parameters do, and its own parameters one after the other, filled up with zeros to the longest of all kinds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from fedjax_rl.rl.policies import Policy
+from fedjax_rl.types import Array, Key, Params, Problem, Tree
+
+
+def by_kind(fns: Sequence[Callable], block: Sequence[int], at_once: int | None = None) -> Callable:
+    """(kind (), *args) -> fns[kind](*args) for ONE client; all results have one shape, and are floats.
+
+    A `vmap` over M = len(block) clients or more computes each kind by itself, its rows picked by numbers that are known
+    when the program is made. So client i of the batch must be of kind block[i mod M]; if it is not, its result is NaN.
+    Fewer clients may be of any kinds, but a batch of them computes every kind for each.
+
+    Args:
+      fns: one function for each kind.
+      block: the kinds of M clients.
+      at_once: how many clients of a kind are computed at a time (None: all).
+    """
+
+    def of_kind(kind: Array, *args: Tree) -> Tree:
+        # traced hyperparameters that a function closes over become arguments: a sweep maps over them
+        converted = [jax.closure_convert(fn, *args) for fn in fns]
+        plain = [lambda args, hoisted, fn=fn, k=k: fn(*args, *hoisted[k]) for k, (fn, _) in enumerate(converted)]
+        return _mapped(plain, block, at_once)(kind, args, [hoisted for _, hoisted in converted])
+
+    return of_kind
+
+
+def _mapped(fns: list[Callable], block: Sequence[int], at_once: int | None) -> Callable:
+    @jax.custom_batching.custom_vmap
+    def call(kind: Array, *args: Tree) -> Tree:
+        return jax.lax.switch(kind.astype(jnp.int32), fns, *args)
+
+    @call.def_vmap
+    def rule(size: int, batched: Any, kind: Array, *args: Tree) -> tuple[Tree, Tree]:
+        leaves, treedef = jax.tree.flatten(args)
+        is_row = jax.tree.leaves(batched[1:])
+        rows = [x for x, row in zip(leaves, is_row, strict=True) if row]
+
+        def one(fn: Callable) -> Callable:
+            def of(own: list[Array]) -> Tree:
+                own = iter(own)
+                merged = [next(own) if row else x for x, row in zip(leaves, is_row, strict=True)]
+                return fn(*jax.tree.unflatten(treedef, merged))
+
+            return of
+
+        kinds = jnp.broadcast_to(kind, (size,))
+        branches = [one(fn) for fn in fns]
+        if size < len(block):
+            out = jax.vmap(lambda k, own: jax.lax.switch(k.astype(jnp.int32), branches, own))(kinds, rows)
+        else:
+            out = _segments(branches, np.resize(block, size), kinds, rows, at_once)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call
+
+
+def _segments(fns: list[Callable], expected: np.ndarray, kinds: Array, rows: list[Array], at_once: int | None) -> Tree:
+    places = [np.flatnonzero(expected == k) for k in range(len(fns))]
+    each = jax.vmap if at_once is None else lambda fn: lambda own: jax.lax.map(fn, own, batch_size=at_once)
+    parts = [each(fn)([x[at] for x in rows]) for fn, at in zip(fns, places, strict=True) if len(at)]
+    back = np.argsort(np.concatenate(places), kind="stable")
+    right = kinds == expected
+
+    def whole(*of_kinds: Array) -> Array:
+        together = jnp.concatenate(of_kinds)[back]
+        return jnp.where(right.reshape(-1, *[1] * (together.ndim - 1)), together, jnp.nan)
+
+    return jax.tree.map(whole, *parts)
+
+
+class Rows:
+    """Parameters of K kinds as rows of P numbers, P those of the longest.
+
+    Args:
+      inits: key -> parameters, one for each kind.
+    """
+
+    def __init__(self, inits: Sequence[Callable[[Key], Params]]):
+        self._inits = inits
+        shapes = [jax.eval_shape(init, jax.random.key(0)) for init in inits]
+        self._flat = [ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)) for shape in shapes]
+        self.size = max(flat.size for flat, _ in self._flat)
+
+    def tree(self, kind: int, row: Array) -> Params:
+        """The parameters in a row [P] of that kind."""
+        flat, unravel = self._flat[kind]
+        return unravel(row[: flat.size])
+
+    def init(self, key: Key) -> Params:
+        """The first parameters of every kind: {"kind": [K], "row": [K, P]}."""
+        flat = [ravel_pytree(init(key))[0] for init in self._inits]
+        kinds = jnp.arange(len(flat), dtype=flat[0].dtype)
+        return {"kind": kinds, "row": jnp.stack([jnp.pad(x, (0, self.size - x.size)) for x in flat])}
+
+
+def mixed_policy(policies: Sequence[Policy], block: Sequence[int]) -> Policy:
+    """The policy of clients of unlike kinds, whose parameters are {"kind", "row"}.
+
+    Its `init` gives the first parameters of all kinds, [K] each. It is for acting: what it computes has no gradient.
+
+    Args:
+      policies: one for each kind, all of one distribution.
+      block: as for `by_kind`.
+    """
+    rows = Rows([policy.init for policy in policies])
+    apply = by_kind([_on_rows(rows, k, policy.apply) for k, policy in enumerate(policies)], block)
+
+    def act(params: Params, obs: Array) -> Tree:
+        chex.assert_rank(obs, 2)
+        return apply(params["kind"], params["row"], obs)
+
+    return Policy(rows.init, act, policies[0].distribution)
+
+
+def mixed_problem(mixed: Problem, problems: Sequence[Problem], block: Sequence[int], at_once: int | None) -> Problem:
+    """The problem of clients of unlike kinds; its losses have first derivatives in the row, and no second ones.
+
+    Args:
+      mixed: the problem of the mixed policy, which samples.
+      problems: one for each kind, which have the losses.
+      block, at_once: as for `by_kind`.
+    """
+
+    rows = Rows([problem.init for problem in problems])
+
+    def scalar(fns: Sequence[Callable], data_count: int) -> Callable:
+        fns = [_on_rows(rows, k, fn) for k, fn in enumerate(fns)]
+        value = by_kind(fns, block, at_once)
+        value_and_gradient = by_kind([jax.value_and_grad(fn) for fn in fns], block, at_once)
+
+        @jax.custom_vjp
+        def of(params: Params, *data: Tree) -> Array:
+            return value(params["kind"], params["row"], *data)
+
+        def forward(params: Params, *data: Tree) -> tuple[Array, Array]:
+            return value_and_gradient(params["kind"], params["row"], *data)
+
+        def backward(gradient: Array, along: Array) -> tuple:
+            return {"kind": jnp.zeros((), along.dtype), "row": along * gradient}, *[None] * data_count
+
+        of.defvjp(forward, backward)
+        return of
+
+    return mixed._replace(
+        own=lambda params, id: jax.tree.map(lambda x: x[jnp.asarray(block)[id % len(block)]], params),
+        loss=scalar([problem.loss for problem in problems], 1),
+        divergence=scalar([problem.divergence for problem in problems], 2),
+    )
+
+
+def _on_rows(rows: Rows, kind: int, fn: Callable) -> Callable:
+    return lambda row, *args: fn(rows.tree(kind, row), *args)

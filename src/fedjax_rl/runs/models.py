@@ -1,0 +1,103 @@
+"""From a configuration to what its clients are: their policies, their problem, their optimiser."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rl.config import Config, ConfigError, kinds
+from fedjax_rl.envs import Env, EnvSpec
+from fedjax_rl.federation import placement
+from fedjax_rl.host import registry
+from fedjax_rl.rl.critics import mlp_critic
+from fedjax_rl.rl.kinds import mixed_policy, mixed_problem
+from fedjax_rl.rl.policies import Policy
+from fedjax_rl.rl.problem import make_problem
+from fedjax_rl.types import Problem, Tree
+
+
+def make_policy(config: Config, spec: EnvSpec) -> Policy:
+    """The configured policy, or that of clients of unlike kinds.
+
+    Raises:
+      ConfigError: it is none for the environment's actions, or another `init` or `std` is set than it knows of.
+    """
+    if config.kinds:
+        return mixed_policy(*_kinds(config, spec))
+    return _one_policy(config, spec, config.hidden, config.activation)
+
+
+def _one_policy(config: Config, spec: EnvSpec, hidden: tuple[int, ...], activation: str) -> Policy:
+    """The policy whose factory is given those of `hidden`, `activation`, `init` and `std` that it takes."""
+    factory = registry.find("policy", config.policy)
+    taken = inspect.signature(factory).parameters
+    for key, default in (("init", "xavier"), ("std", "free")):
+        if key not in taken and getattr(config, key) != default:
+            raise ConfigError(
+                f"{key} = {getattr(config, key)!r}: policy {config.policy} has no such option; leave it out"
+            )
+    given = {"hidden": hidden, "activation": activation, "init": config.init, "std": config.std}
+    try:
+        return factory(spec, **{key: value for key, value in given.items() if key in taken})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def clients_problem(config: Config, of: Mapping[str, Any], env: Env) -> Problem:
+    """The problem of a configuration's clients, whose numbers are `of`.
+
+    Raises:
+      ConfigError: as for `make_policy`; or clients of unlike kinds are to share several devices.
+    """
+    make = functools.partial(
+        make_problem,
+        env,
+        episodes=config.episodes,
+        discount=of["discount"],
+        gae_lambda=of["gae_lambda"],
+        clip=of["clip"],
+        surrogate=config.surrogate,
+        critic=mlp_critic(env.spec, hidden=config.hidden) if config.critic in ("federated", "local") else None,
+        baseline=config.critic != "none",
+        value_coef=of["value_coef"],
+        entropy_coef=of["entropy_coef"],
+        scale=config.advantages,
+        reduction=config.reduction,
+    )
+    policy = make_policy(config, env.spec)
+    if not config.kinds:
+        return make(policy)
+    if placement.make_mesh() is not None:
+        raise ConfigError("kinds: on one device only; set JAX_PLATFORMS=cpu, or leave kinds out")
+    unlike, block = _kinds(config, env.spec)
+    return mixed_problem(make(policy), [make(one) for one in unlike], block, at_once(config))
+
+
+def _kinds(config: Config, spec: EnvSpec) -> tuple[list[Policy], tuple[int, ...]]:
+    """The policy of each kind, and the kinds of the first clients_per_round clients."""
+    found = kinds.parse(config.kinds)
+    block = kinds.block(found, config.num_clients, config.clients_per_round)
+    return [_one_policy(config, spec, kind.hidden, kind.activation) for kind in found], block
+
+
+def at_once(config: Config) -> int | None:
+    """How many clients learn at a time; None for all."""
+    return config.client_batch or (1 if jax.default_backend() == "cpu" else None)
+
+
+def make_client_opt(config: Config, of: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Plain gradient steps, of the rate of the client's kind where kinds have rates."""
+    found = kinds.parse(config.kinds)
+    if all(kind.rate is None for kind in found):
+        return optax.sgd(of["local_lr"])
+    rates = jnp.stack([jnp.asarray(of["local_lr"] if kind.rate is None else kind.rate) for kind in found])
+
+    def update(gradient: Tree, state: tuple, params: Tree) -> tuple[Tree, tuple]:
+        rate = rates[params["kind"].astype(jnp.int32)]
+        return jax.tree.map(lambda g: -rate * g, gradient), state
+
+    return optax.GradientTransformation(lambda params: (), update)
