@@ -32,7 +32,7 @@ class Config:
     learns_rates: ClassVar[bool] = False  # are the rates of adaptation learned, so that none can be given?
     steps_are_adaptation: ClassVar[bool] = False  # are the local steps those of the adaptation, with its rate?
 
-    # task family, see `fedjax-rl list` (also brax/NAME, or your own as module:name)
+    # task family, see `fedjax-rl list` (also brax/NAME, gymnax/NAME, or your own as module:name)
     env: str = registered("environment", "half_cheetah/direction")
     # physics: native (C MuJoCo, CPU), fused (compiled for the robot, CPU), mjx (on the device) or auto
     backend: str = name("auto", "auto", "native", "fused", "mjx")
