@@ -33,6 +33,7 @@ ONLY_IN = {
     "mujoco": ("envs/physics/", "reports/film_gif.py", "bench/"),
     "orbax": ("runs/checkpoint.py",),
     "brax": ("envs/brax.py", "reports/film_html.py", "bench/peers.py"),
+    "gymnax": ("envs/gymnax.py",),
     "PIL": ("reports/film_gif.py",),
     "flax": ("rl/",),
     "tyro": ("cli/",),

@@ -46,6 +46,10 @@ def test_the_names_are_those_of_the_registry():
     assert {*NAMES, "walker2d", REFUSED} == set(envs._envs)
 
 
+def test_a_name_may_ask_for_another_horizon():
+    assert make_env("brax/fast?horizon=7").spec.horizon == 7 and make_env("brax/fast").spec.horizon == 1000
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_actions_beyond_the_bounds_are_those_at_the_bounds(name):
     """State and reward, both ways; and the bound is the environment's own: it moves otherwise under nine tenths."""

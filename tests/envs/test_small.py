@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl.envs import make_env, resolve_backend, tasks
+from fedjax_rl.envs import EnvSpec, make_env, resolve_backend, tasks
 from fedjax_rl.host import registry
 
 
@@ -108,7 +108,7 @@ def test_auto_is_fused_on_the_cpu_and_mjx_elsewhere(monkeypatch):
 def test_brax_environment():
     """Brax's own reset (init_q + U(-.01, .01), by hand), reward 1, and done exactly where |pole angle| > 0.2 rad."""
     env = make_env("brax/inverted_pendulum")
-    assert env.spec == ("brax/inverted_pendulum", 4, 1, 1000, 4)
+    assert env.spec == EnvSpec("brax/inverted_pendulum", 4, 1, 1000, 4)
     np.testing.assert_array_equal(env.sample_tasks(jax.random.key(0), 3), [0, 0, 0])
     state, step = jax.jit(env.reset)(jax.random.key(0), 0.0), jax.jit(env.step)
     _, *keys = jax.random.split(jax.random.key(0), 3)

@@ -223,9 +223,10 @@ def show_list(as_json: bool) -> int:
     """Print the names that the command line knows."""
     about = {name: (cls.__doc__ or "").split("\n")[0] for name, cls in CONFIGS.items()}
     about |= {name: entry.value for name, entry in registry.guests("algorithm").items()}
+    theirs = [f"{start}NAME" for start in registry.PREFIX["environment"]]
     names = {
         "algorithms": about,
-        "environments": [*registry.names("environment"), "brax/NAME", *registry.guests("environment")],
+        "environments": [*registry.names("environment"), *theirs, *registry.guests("environment")],
         "policies": [*registry.names("policy"), *registry.guests("policy")],
         "aggregators": [*registry.names("aggregator"), *registry.guests("aggregator")],
         "presets": list(PRESETS),

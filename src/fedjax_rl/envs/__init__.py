@@ -13,8 +13,8 @@ def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> 
     """The environment of that name.
 
     Args:
-      name: one of `fedjax-rl list`, brax/NAME for any environment of Brax, or a guest's: a registered name, the name
-        of an entry point, or module:name.
+      name: one of `fedjax-rl list`; brax/NAME or gymnax/NAME for any environment of these, where ?FIELD=LOW:HIGH and
+        ?horizon=STEPS may follow; or a guest's: a registered name, the name of an entry point, or module:name.
       backend: "auto", "native" (C MuJoCo on the host, one callback a step), "fused" (C++ made for the robot) or "mjx"
         (inside the compiled program). Environments in pure JAX have only the latter kind and take any.
       observation: of half-cheetah and ant, "maml" (the columns of the published lineage) or "compact" (without absolute
@@ -26,10 +26,6 @@ def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> 
     >>> make_env("navigation").spec.horizon
     100
     """
-    if name.startswith("brax/"):
-        from fedjax_rl.envs.brax import brax
-
-        return brax(name.removeprefix("brax/"), backend=backend)
     factory = registry.find("environment", name)
     taken = inspect.signature(factory).parameters
     env = factory(**{key: value for key, value in (("backend", backend), ("observation", observation)) if key in taken})
@@ -45,13 +41,14 @@ def engine(name: str, backend: str = "auto", *, strict: bool = False) -> str:
 
     Args:
       name: of an environment. One whose factory takes no `backend` is stepped by none of our engines: what was asked
-        for is returned. So it is for Brax's.
+        for is returned. So it is for other libraries' environments.
       backend: as for `make_env`.
       strict: is another engine in place of "fused" a ConfigError?
 
     >>> engine("navigation")
     'auto'
     """
-    if name.startswith("brax/") or "backend" not in inspect.signature(registry.find("environment", name)).parameters:
+    is_theirs = registry.prefix("environment", name)
+    if is_theirs or "backend" not in inspect.signature(registry.find("environment", name)).parameters:
         return backend
     return resolve_backend(backend, strict=strict)

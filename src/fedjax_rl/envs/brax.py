@@ -28,13 +28,13 @@ def _as_brax_needs() -> Iterator[None]:
         yield
 
 
-def brax(name: str, *, backend: str = "auto", horizon: int = _HORIZON) -> Env:
+def brax(name: str, *, backend: str = "auto", horizon: int | None = None) -> Env:
     """The Brax environment of that name; every task is the number 0. Actions are clipped to [-1, 1].
 
     Args:
       name: Brax's name, such as "hopper".
       backend: "auto" (the environment's own choice of Brax pipeline) or "mjx".
-      horizon: T, Brax's episode length.
+      horizon: T; None for 1000, Brax's episode length.
 
     Raises:
       ValueError: there is no such environment, or it does not run on the backend with the versions installed.
@@ -51,7 +51,7 @@ def brax(name: str, *, backend: str = "auto", horizon: int = _HORIZON) -> Env:
         raise ValueError(f"brax/{name} runs on the backends auto and mjx, not on {backend!r}")
     try:
         env = brax_envs.get_environment(name, **({} if backend == "auto" else {"backend": backend}))
-        return _adapted(env, f"brax/{name}", horizon)
+        return _adapted(env, f"brax/{name}", horizon or _HORIZON)
     except Exception as error:  # whatever Brax meets in the versions installed
         reason = next(iter(str(error).splitlines()), "")
         versions = f"brax {version('brax')} and jax {jax.__version__}"

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from fedjax_rl.host.asked import Prefix, asked
 from fedjax_rl.host.exits import ConfigError
 
-PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # The only lists to touch when one of ours is added.
 OWN: dict[str, dict[str, str]] = {
@@ -40,7 +40,13 @@ OWN: dict[str, dict[str, str]] = {
     "policy": {name: f"fedjax_rl.rl.policies:{name}" for name in ("mlp", "gaussian_mlp", "categorical_mlp")},
 }
 GROUPS = {kind: f"fedjax_rl.{kind}s" for kind in OWN} | {"policy": "fedjax_rl.policies"}
-PREFIX = {"environment": "brax/"}  # any name of Brax's may follow
+# Other people's libraries, of which any name may follow.
+PREFIX: dict[str, dict[str, Prefix]] = {
+    "environment": {
+        "brax/": Prefix("fedjax_rl.envs.brax:brax", has_fields=False),
+        "gymnax/": Prefix("fedjax_rl.envs.gymnax:gymnax"),
+    },
+}
 _REGISTERED: dict[str, dict[str, Callable]] = {kind: {} for kind in OWN}
 
 
@@ -65,19 +71,18 @@ def register(kind: str, factory: Callable, name: str | None = None) -> Callable:
 
 def refuse_unknown(kind: str, name: Any) -> None:
     """A ConfigError for what no name of the kind is; nothing is imported, so a guest's may still not be there."""
-    if isinstance(name, str) and _with_prefix(kind, name):
-        if not PLAIN.fullmatch(name, len(PREFIX[kind])):
-            raise ConfigError(f"{name!r}: only letters, digits, _, - and . may follow {PREFIX[kind]}")
+    if isinstance(name, str) and (start := prefix(kind, name)):
+        asked(name, start, PREFIX[kind][start])
     elif not isinstance(name, str) or not (name in names(kind) or PLACE.fullmatch(name) or name in guests(kind)):
         known = [*names(kind), *guests(kind)]
         close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        prefix = f", {PREFIX[kind]}..." if kind in PREFIX else ""
-        raise ConfigError(f"{name!r}: must be one of {', '.join(known)}{prefix}, or module:name{hint}")
+        known += [f"{start}NAME" for start in PREFIX.get(kind, ())]
+        raise ConfigError(f"{name!r}: must be one of {', '.join(known)}, or module:name{hint}")
 
 
 def find(kind: str, name: str) -> Callable:
-    """The factory behind a name.
+    """The factory behind a name; what the name asks for besides is bound to it.
 
     Raises:
       ConfigError: there is none, or it cannot be imported; the line names the distribution or the module.
@@ -86,6 +91,11 @@ def find(kind: str, name: str) -> Callable:
         return _REGISTERED[kind][name]
     if name in OWN[kind]:
         return _at(OWN[kind][name])
+    if start := prefix(kind, name):
+        behind = PREFIX[kind][start]
+        own, horizon, ranges = asked(name, start, behind)
+        fields = {"ranges": ranges} if behind.has_fields else {}
+        return functools.partial(_at(behind.place), own, horizon=horizon, **fields)
     if PLACE.fullmatch(name):
         return _load(name, f"{kind} {name!r}")
     if name not in guests(kind):
@@ -99,7 +109,12 @@ def find(kind: str, name: str) -> Callable:
 
 def is_guest(kind: str, name: str) -> bool:
     """Is it none of the library's own?"""
-    return name not in OWN[kind] and not _with_prefix(kind, name)
+    return name not in OWN[kind] and not prefix(kind, name)
+
+
+def prefix(kind: str, name: str) -> str:
+    """The prefix of another library that a name has, or ""."""
+    return next((start for start in PREFIX.get(kind, ()) if name.startswith(start)), "")
 
 
 @functools.cache
@@ -120,11 +135,6 @@ def guests(kind: str) -> dict[str, EntryPoint]:
 
 def _distribution(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "?"
-
-
-def _with_prefix(kind: str, name: str) -> bool:
-    prefix = PREFIX.get(kind)
-    return bool(prefix) and name.startswith(prefix)
 
 
 def _load(place: str, what: str) -> Callable:

@@ -55,7 +55,7 @@ def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
 
 def default_path(config: Config, kind: str = "") -> Path:
     """runs/<env>-<algorithm>-<seed<k> or kind>-<timestamp> under the current directory."""
-    stamp, plain = time.strftime("%Y%m%d-%H%M%S"), lambda name: re.sub(r"[/:]", "_", name)
+    stamp, plain = time.strftime("%Y%m%d-%H%M%S"), lambda name: re.sub(r"[/:?=&]", "_", name)
     return Path("runs") / f"{plain(config.env)}-{plain(config.algorithm)}-{kind or f'seed{config.seed}'}-{stamp}"
 
 
