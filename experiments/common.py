@@ -25,7 +25,7 @@ from fedjax_rl.runs import records, rundir
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
 TUNING_SEEDS = (100, 101)
-HORIZON = {"half_cheetah": 200, "ant": 100}
+HORIZON = {"half_cheetah": 200, "ant": 100, "gymnax/CartPole-v1": 500}
 # Panels of figures: metric, title. A round's own clients after one step: only of methods that sample there.
 SELECTED = ("train/return/adapt_1", "selected clients after one step")
 EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")
@@ -81,7 +81,8 @@ def configure(scale: Scale, algorithm: str, env: str, **values: Any) -> config.C
 
 def env_steps(c: config.Config) -> int:
     """Environment steps of a whole run."""
-    return c.rounds * c.clients_per_round * c.batches * c.episodes * HORIZON[c.env.split("/")[0]]
+    horizon = HORIZON.get(c.env) or HORIZON[c.env.split("/")[0]]
+    return c.rounds * c.clients_per_round * c.batches * c.episodes * horizon
 
 
 def run(scale: Scale, members: Members, out: Path) -> None:

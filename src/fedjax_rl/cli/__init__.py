@@ -22,6 +22,7 @@ commands:
   render RUN          clients before and after adaptation, as --out a.gif or a.html
   report RUN...       tables and a figure of finished runs, seeds taken together
   ls [DIR], show RUN  what runs there are (in runs/), and what is known of one
+  public-states       states on which the clients of `train fedhpd` distil
   bench WHAT          speed and memory of this machine, beside its limits and other tools
   doctor              versions, devices and a check of the physics
   list                algorithms, environments, presets and server optimizers

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from fedjax_rl import statistics
 from fedjax_rl.cli.options import EvalOptions, RenderOptions, ResumeOptions
+from fedjax_rl.cli.parse import PublicStatesOptions
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.host import output, signals
 from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCheckpoint
 from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.tables import report
-from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring, trackers
+from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring, trackers, visited
 from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
@@ -76,6 +77,17 @@ def render(options: RenderOptions) -> int:
     restored = _restored(run, options)
     write(run, restored.state, options.out, options.ids(), options.adapt_steps)
     return 0
+
+
+@pinned()
+def public_states(options: PublicStatesOptions, agent: Config) -> int:
+    """A file of states for clients to distil on."""
+    seen = visited.visited(agent, options.snapshots, options.rollouts)
+    chosen = visited.spread(seen, options.states, options.components, options.clusters, options.seed)
+    path = visited.write(options.out, agent, chosen)
+    output.inform(f"{options.states:,} of {len(seen):,} visited states")
+    output.result(str(path))
+    return DONE
 
 
 def new_sweep(

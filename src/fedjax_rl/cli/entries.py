@@ -149,6 +149,17 @@ def _show(argv: Sequence[str]) -> int:
     return exits.DONE
 
 
+def _public_states(argv: Sequence[str]) -> int:
+    from fedjax_rl.cli import options as known
+    from fedjax_rl.cli.parse import PublicStatesOptions
+
+    options = known.parse_command(PublicStatesOptions, argv, "public-states")
+    agent = options.agent()
+    from fedjax_rl.cli.commands import public_states
+
+    return public_states(options, agent)
+
+
 def _bench(argv: Sequence[str]) -> int:
     from fedjax_rl.cli import options as known
 
@@ -187,6 +198,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "ls": _ls,
     "show": _show,
+    "public-states": _public_states,
     "bench": _bench,
     "doctor": _doctor,
     "list": _list,

@@ -76,6 +76,44 @@ class SweepOptions(MachineOptions):
             raise ConfigError(f"--halvings {self.halvings}: must be an integer, 0 to 20")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublicStatesOptions:
+    """States for the clients of `train fedhpd` to distil on: those that another agent visits, spread by clusters."""
+
+    env: str = "gymnax/CartPole-v1"  # the environment of the agent, and of the clients
+    hidden: tuple[int, ...] = (128,)  # widths of the agent's hidden layers [units]
+    activation: str = "relu"  # activation of these: tanh or relu
+    local_lr: float = 0.001  # rate of its steps
+    episodes: int = 2000  # episodes it learns from, one a step
+    snapshots: int = 11  # how often it is looked at, from the middle of its training to the end
+    rollouts: int = 10  # episodes each time, in which it takes its likeliest action
+    states: int = 5000  # states to keep, equally many from each cluster
+    components: int = 2  # principal components in which the clusters are made
+    clusters: int = 5  # clusters (k-means)
+    seed: int = 0  # every random draw follows from it
+    out: Path = Path(".")  # directory of the file, whose name is that of the environment with a digest
+
+    def __post_init__(self) -> None:
+        limits = {"episodes": (2, 10**7), "snapshots": (2, 1000), "rollouts": (1, 10**5), "states": (1, 10**7)}
+        for key, (low, high) in {**limits, "clusters": (1, 1000), "components": (1, 1000)}.items():
+            if not low <= getattr(self, key) <= high:
+                raise ConfigError(f"--{key} {getattr(self, key)}: must be an integer, {low} to {high}")
+        if self.states % self.clusters:
+            raise ConfigError(f"--states {self.states}: must be a multiple of --clusters {self.clusters}")
+        if self.episodes % (2 * (self.snapshots - 1)):
+            raise ConfigError(
+                f"--episodes {self.episodes}: must be a multiple of {2 * (self.snapshots - 1)}, twice the gaps between "
+                f"--snapshots {self.snapshots}"
+            )
+
+    def agent(self) -> Config:
+        """The configuration of the agent: a federation of one that learns alone."""
+        values = presets.preset("fedhpd-cartpole", "fedhpd")
+        own = {key: getattr(self, key) for key in ("env", "hidden", "activation", "local_lr", "seed")}
+        alone = {"kinds": "", "num_clients": 1, "clients_per_round": 1, "local_steps": 1, "distill": "none"}
+        return build("fedhpd", values, alone, own, {"rounds": self.episodes})
+
+
 def parse(cls: Any, argv: Sequence[str], prog: str, known: Sequence[str], **kwargs: Any) -> Any:
     """tyro.cli with one-line errors; `known` are the option names without dashes in front."""
     _refuse_unknown(argv, known)

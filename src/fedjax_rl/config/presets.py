@@ -53,7 +53,37 @@ _TINY = {
     "new_clients": 8,
     "save_every": 1,
 }
-PRESETS: dict[str, dict[str, Any]] = {"laptop": _LAPTOP, "efficient": _EFFICIENT, "paper": _PAPER, "tiny": _TINY}
+# Ten agents of unlike networks and rates, REINFORCE on one episode a step (Kong et al., FedHPD, AAMAS 2025): 2000
+# episodes each, a distillation after every fifth.
+_REINFORCE = {
+    "rounds": 400,
+    "local_steps": 5,
+    "local_lr": 0.001,
+    "episodes": 1,
+    "surrogate": "log",
+    "critic": "none",
+    "advantages": "whitened",
+    "reduction": "sum",
+    "init": "torch",
+    "new_clients": 0,
+    "adapt_steps": 0,
+    "save_every": 100,
+}
+_FEDHPD_CARTPOLE = {
+    **_REINFORCE,
+    "env": "gymnax/CartPole-v1",
+    "num_clients": 10,
+    "clients_per_round": 10,
+    "kinds": "1x128:relu:0.001, 1x32-32:relu:0.002, 1x16-16-32:tanh:0.004, 1x8-8-8:relu:0.0005, 1x32-32-32:tanh:0.003, "
+    "1x8-8:relu:0.0007, 1x64-64:tanh:0.001, 1x16-16:relu:0.0005, 1x16-32-16:tanh:0.0005, 1x32:relu:0.0008",
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": _LAPTOP,
+    "efficient": _EFFICIENT,
+    "paper": _PAPER,
+    "tiny": _TINY,
+    "fedhpd-cartpole": _FEDHPD_CARTPOLE,
+}
 DEFAULT = "laptop"
 
 
@@ -63,6 +93,8 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
     legal = config_class(algorithm).__dataclass_fields__
     values = {key: value for key, value in PRESETS[name].items() if key in legal}
+    if not config_class(algorithm).keeps_models:
+        values.pop("kinds", None)
     if name != "paper" and env is not None and env.startswith("ant/"):
         values |= _ANT
     if config_class(

@@ -1,0 +1,165 @@
+"""FedHPD on CartPole: ten agents of unlike networks, alone and distilling from each other, beside the published table.
+
+    python -m experiments.fedhpd [--scale laptop] [--out DIR]
+
+Arms: every agent alone (NoFed); distillation after every d episodes, by the optimiser of the local steps (shared, as
+published) or by one of its own; and a placebo, whose shared optimiser takes the same steps with a gradient of zero and
+whose agents send nothing. All arms of a seed start from the same networks and are compared seed by seed. The public
+states are made by `fedjax-rl public-states` with its defaults.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common import Members, Scale, curve, finish, footer, main, pyplot, run
+from fedjax_rl import config, statistics
+from fedjax_rl.cli.parse import PublicStatesOptions
+from fedjax_rl.config import presets
+
+EPISODES, SEEDS = {"tiny": 80, "laptop": 2000, "paper": 2000}, {"tiny": 2, "laptop": 5, "paper": 20}
+PERIODS = {"tiny": (5,), "laptop": (2, 5, 10, 20, 40, 80), "paper": (2, 5, 20)}
+RETURN = "train/return/adapt_0"
+LAST = 160  # episodes, which every d divides
+# Kong et al., AAMAS 2025, from the authors' published curves: mean and deviation over five seeds of the last 100
+# episodes, of the last 160, and of all (AUC).
+PUBLISHED = {
+    "NoFed": ((369.6, 42.2), (368.3, 43.4), (256.9, 12.5)),
+    "d=2 shared": ((477.3, 17.1), (475.4, 16.0), (372.8, 11.4)),
+    "d=5 shared": ((455.5, 20.3), (449.5, 16.7), (343.2, 16.0)),
+    "d=20 shared": ((409.5, 22.2), (407.7, 19.2), (285.1, 15.6)),
+    "d=80 shared": ((383.1, 21.5), (381.1, 21.2), (268.2, 19.3)),
+}
+
+
+def arms(scale: Scale, states: str) -> dict[str, dict[str, Any]]:
+    """What each arm changes of the preset, by label."""
+    found = {"NoFed": {"distill": "none"}, "placebo d=5": {"distill": "placebo", "distill_optimizer": "shared"}}
+    for d in PERIODS[scale.name]:
+        for optimizer in ("shared", "own"):
+            found[f"d={d} {optimizer}"] = {
+                "distill_optimizer": optimizer,
+                "public_states": states,
+                "local_steps": d,
+                "rounds": EPISODES[scale.name] // d,
+            }
+    return found
+
+
+def members(scale: Scale, values: Mapping[str, Any], label: str) -> Members:
+    """An arm's runs, one for each seed."""
+    rounds = {"rounds": EPISODES[scale.name] // 5}
+    made = config.build("fedhpd", presets.preset("fedhpd-cartpole", "fedhpd"), rounds, values)
+    name = label.replace(" ", "-")
+    return {f"{name}/seed{seed}": replace(made, seed=seed) for seed in range(SEEDS[scale.name])}
+
+
+def public_states(scale: Scale, out: Path) -> str:
+    """The file of the public states, made if it is not there."""
+    from fedjax_rl.runs import visited
+
+    directory = out / "public-states"
+    if not (made := sorted(directory.glob("*.npy"))):
+        options = PublicStatesOptions(episodes=EPISODES[scale.name])
+        seen = visited.visited(options.agent(), options.snapshots, options.rollouts)
+        chosen = visited.spread(seen, options.states, options.components, options.clusters, options.seed)
+        made = [visited.write(directory, options.agent(), chosen)]
+    return str(made[0])
+
+
+def episodes(out: Path, some: Members) -> np.ndarray:
+    """The mean return of the agents in every episode, a value a round repeated over its episodes: [seeds, episodes]."""
+    rows = []
+    for name, c in some.items():
+        by_round = curve(out, name, RETURN)
+        rows.append(np.repeat([by_round[r] for r in range(1, c.rounds + 1)], c.local_steps))
+    return np.array(rows)
+
+
+def spread(values: np.ndarray) -> str:
+    """'mean ± deviation over seeds', as published."""
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def apart(values: np.ndarray, published: tuple[float, float]) -> str:
+    """How far the mean is from the published one of five seeds, in joint standard errors."""
+    mean, deviation = published
+    error = math.sqrt(values.var(ddof=1) / len(values) + deviation**2 / 5)
+    return f"{mean:.1f} ± {deviation:.1f} ({(values.mean() - mean) / error:+.1f} s.e.)"
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> str:
+    """mean(part) / mean(whole) of paired gains [seeds], with a 95 % bootstrap interval over the seeds."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(len(part), size=(10_000, len(part)))
+    low, high = np.quantile(part[picks].mean(axis=1) / whole[picks].mean(axis=1), (0.025, 0.975))
+    return f"{part.mean() / whole.mean():.0%} ({low:.0%} to {high:.0%})"
+
+
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
+    """Every arm is one program of all seeds; then the table and the figure."""
+    every = {label: members(scale, values, label) for label, values in arms(scale, public_states(scale, out)).items()}
+    for some in every.values():
+        run(scale, some, out)
+    returns = {label: episodes(out, some) for label, some in every.items()}
+    note = footer(scale, {name: c for some in every.values() for name, c in some.items()}, out)
+    (out / "fedhpd.md").write_text("\n".join(table(returns, note)) + "\n")
+    scores = {label: {"last": last(r).tolist(), "auc": r.mean(axis=1).tolist()} for label, r in returns.items()}
+    (out / "fedhpd.json").write_text(json.dumps(scores, indent=1) + "\n")
+    draw(returns, out / "fedhpd.png", note)
+    print((out / "fedhpd.md").read_text())
+
+
+def last(returns: np.ndarray, count: int = LAST) -> np.ndarray:
+    """The mean of the last episodes [seeds]."""
+    return returns[:, -count:].mean(axis=1)
+
+
+def table(returns: Mapping[str, np.ndarray], note: str) -> list[str]:
+    """The lines of the page: columns beside the published ones, paired gains, the placebo's share."""
+    alone, n = returns["NoFed"], len(returns["NoFed"])
+    head = ["", "last 100", "published", f"last {LAST}", "published", "AUC", "published", "AUC over NoFed, paired"]
+    lines = ["# fedhpd", "", note, "", " | ".join(head).join("||"), "|---" * len(head) + "|"]
+    for label, r in returns.items():
+        row = [label]
+        d = int(label.split()[0].removeprefix("d=")) if label.startswith("d=") else 1
+        for i, values in enumerate((last(r, 100) if 100 % d == 0 else None, last(r), r.mean(axis=1))):
+            given = PUBLISHED.get(label)
+            row += ["-", "-"] if values is None else [spread(values), apart(values, given[i]) if given else "-"]
+        gain = r.mean(axis=1) - alone.mean(axis=1)
+        mean, half = statistics.mean_ci95(gain.tolist())
+        lines.append("| " + " | ".join([*row, f"{mean:+.1f} ± {half:.1f}" if label != "NoFed" else "-"]) + " |")
+    gains = {label: (last(r) - last(alone), r.mean(axis=1) - alone.mean(axis=1)) for label, r in returns.items()}
+    lines += ["", f"± in columns: the deviation over {n} seeds, as published; in the last column: a 95 % t-interval."]
+    for name, i in (("AUC", 1), (f"mean of the last {LAST} episodes", 0)):
+        of = share(gains["placebo d=5"][i], gains["d=5 shared"][i])
+        lines.append(f"The placebo's share of the gain of d=5 shared in the {name}: {of}.")
+    return lines
+
+
+def draw(returns: Mapping[str, np.ndarray], path: Path, note: str) -> None:
+    """Mean return of the ten agents over their episodes, smoothed by 50, with a band over seeds."""
+    figure, axes = pyplot().subplots(figsize=(7, 4.2))
+    for label in ("NoFed", "placebo d=5", "d=5 shared", "d=5 own", "d=2 shared", "d=2 own"):
+        if label not in returns:
+            continue
+        smooth = np.stack([np.convolve(row, np.ones(50) / 50, mode="valid") for row in returns[label]])
+        stats = np.array([statistics.mean_ci95(column) for column in smooth.T.tolist()], float)
+        x = 50 + np.arange(len(stats))
+        [line] = axes.plot(x, stats[:, 0], label=label, lw=1.5)
+        axes.plot(x, smooth.T, color=line.get_color(), lw=0.4, alpha=0.5)
+        if len(smooth) > 2:
+            axes.fill_between(x, *(stats[:, :1] + stats[:, 1:] * [-1, 1]).T, color=line.get_color(), alpha=0.12)
+    axes.set(xlabel="episodes of each agent", ylabel="return of an episode", title="CartPole, ten unlike agents")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    finish(figure, path, note)
+
+
+if __name__ == "__main__":
+    main(__doc__, "fedhpd", experiment, envs=("gymnax/CartPole-v1",))
