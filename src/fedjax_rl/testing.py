@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_rl.envs import Env
+from fedjax_rl.envs import Env, EnvState
 from fedjax_rl.envs.base import random_actions
 from fedjax_rl.envs.soundness import refuse_unsound
 from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.federation.simulate import make_simulation
 from fedjax_rl.host.numerics import pinned, root_key
-from fedjax_rl.types import Problem, Stats
+from fedjax_rl.types import Array, Key, Problem, Stats, Task
 
 
 @pinned()
@@ -33,7 +33,7 @@ def check_environment(env: Env) -> None:
     keys, tasks = jax.random.split(root_key(1), 4), env.sample_tasks(root_key(0), 4)
     actions = random_actions(env.spec, root_key(2), (4, 2))
 
-    def two_steps(key, actions, task):
+    def two_steps(key: Key, actions: Array, task: Task) -> EnvState:
         state = env.step(env.reset(key, task), actions[0], task)
         return env.step(state, actions[1], task)
 

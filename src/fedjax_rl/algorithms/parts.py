@@ -8,7 +8,21 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.types import NONFINITE_ENVS, STRAGGLERS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree
+from fedjax_rl.types import (
+    NONFINITE_ENVS,
+    STRAGGLERS,
+    Aggregate,
+    Algorithm,
+    Array,
+    Key,
+    Metrics,
+    Params,
+    Problem,
+    Server,
+    Stats,
+    Tree,
+    Upload,
+)
 
 
 def chunked(fn: Callable, client_batch: int | None) -> Callable:
@@ -20,7 +34,7 @@ def chunked(fn: Callable, client_batch: int | None) -> Callable:
     if client_batch is None:
         return fn
 
-    def call(*args):
+    def call(*args: Tree) -> Tree:
         # traced hyperparameters that fn closes over become arguments: a sweep maps over them
         converted, hoisted = jax.closure_convert(fn, *args)
         return _mapped_in_chunks(converted, client_batch)(*args, *hoisted)
@@ -32,14 +46,14 @@ def _mapped_in_chunks(fn: Callable, client_batch: int) -> Callable:
     mapped = jax.custom_batching.custom_vmap(fn)
 
     @mapped.def_vmap
-    def rule(axis_size, in_batched, *args):
+    def rule(axis_size: int, in_batched: Tree, *args: Tree) -> tuple[Tree, Tree]:
         leaves, treedef = jax.tree.flatten(args)
         flags = jax.tree.leaves(in_batched)
         # a further vmap (the members of a sweep) goes through the same loop, unless chunks are mapped already
         inner = mapped if client_batch == 1 else fn
 
-        def one(rows):
-            rows = iter(rows)
+        def one(batched_rows: Tree) -> Tree:
+            rows = iter(batched_rows)
             return inner(
                 *jax.tree.unflatten(treedef, [next(rows) if b else x for x, b in zip(leaves, flags, strict=True)])
             )
@@ -67,7 +81,7 @@ def local_change(
     """
 
     def change(start: Params, *data: Tree) -> Any:
-        def step(carry, _):
+        def step(carry: Tree, _: None) -> tuple[Tree, Tree]:
             params, opt_state = carry
             out = gradient(params, *data)
             direction, aux = out if has_aux else (out, ())
@@ -100,7 +114,7 @@ def one_model(
     problem: Problem,
     client_update: Callable,
     server_opt: optax.GradientTransformation,
-    inner_lr,
+    inner_lr: Array | float,
     client_batch: int | None,
     *,
     init_shared: Callable[[Params], Tree] = lambda params: params,
@@ -112,11 +126,11 @@ def one_model(
     `init_shared` makes what is broadcast from the problem's initial parameters; messages have its structure.
     """
 
-    def init(key):
+    def init(key: Key) -> Server:
         shared = init_shared(problem.init(key))
         return Server(shared=shared, private=server_opt.init(shared))
 
-    def server_update(server, aggregate, key):
+    def server_update(server: Server, aggregate: Aggregate, key: Key) -> Server:
         del key
         pseudo_gradient = jax.tree.map(jnp.negative, aggregate.message)
         updates, private = server_opt.update(pseudo_gradient, server.private, server.shared)
@@ -143,24 +157,24 @@ def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
     the part kept is the head.
     """
 
-    def drop(tree):
+    def drop(tree: Tree) -> Tree:
         return trees.where_path(lambda parts: not parts & set(names), tree)
 
-    def own(params):
+    def own(params: Params) -> Tree:
         return trees.where_path(lambda parts: bool(parts & set(names)), params)
 
-    def init_client(shared, key, id):
+    def init_client(shared: Tree, key: Key, id: Array) -> Tree:
         fresh_key, client_key = jax.random.split(key)
         kept = own(algorithm.init(fresh_key).shared)
         return {"kept": kept, "client": algorithm.init_client(trees.merge(shared, kept), client_key, id)}
 
-    def client_update(shared, client, task, key):
+    def client_update(shared: Tree, client: Tree, task: Tree, key: Key) -> tuple[Upload, Tree, Metrics]:
         whole = trees.merge(shared, client["kept"])
         upload, inner, metrics = algorithm.client_update(whole, client["client"], task, key)
         kept = trees.axpy(1.0, own(upload.message), client["kept"])
         return upload._replace(message=drop(upload.message)), {"kept": kept, "client": inner}, metrics
 
-    def whole(shared, client):
+    def whole(shared: Tree, client: Tree) -> tuple[Tree, Tree]:
         return trees.merge(shared, client["kept"]), client["client"]
 
     return Algorithm(
@@ -189,7 +203,7 @@ def with_stragglers(
     which weighs it like whole work.
     """
 
-    def client_update(shared, client, task, key):
+    def client_update(shared: Tree, client: Tree, task: Tree, key: Key) -> tuple[Upload, Tree, Metrics]:
         who_key, steps_key = jax.random.split(jax.random.fold_in(key, _STRAGGLE))
         straggles = jax.random.uniform(who_key) < share
         steps = jax.random.randint(steps_key, (), 1, local_steps)
@@ -206,7 +220,7 @@ def with_stragglers(
 def _first_steps(opt: optax.GradientTransformation, count: Array) -> optax.GradientTransformation:
     """`opt`, which stands still after `count` steps."""
 
-    def update(updates, state, params=None):
+    def update(updates: Tree, state: Tree, params: Params | None = None) -> tuple[Tree, Tree]:
         step, inner = state
         updates, inner = opt.update(updates, inner, params)
         return jax.tree.map(lambda u: jnp.where(step < count, u, 0.0), updates), (step + 1.0, inner)

@@ -95,7 +95,9 @@ class Run:
         return np.array(scoring.old_clients(evaluation, state, count))
 
     @pinned()
-    def policy(self, client: int, adapt_steps: int = 1, *, step: int | None = None, best: bool = False) -> Callable:
+    def policy(
+        self, client: int, adapt_steps: int = 1, *, step: int | None = None, best: bool = False
+    ) -> Callable[..., np.ndarray]:
         """What a client acts with after adaptation: obs [O] or [B, O] -> action [A] or [B, A], in NumPy.
 
         The action is the one of the greatest density; with `rng=numpy.random.default_rng(0)` it is a sample.

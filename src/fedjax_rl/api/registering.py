@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
+from fedjax_rl.config import Config
 from fedjax_rl.host import registry
+from fedjax_rl.host.registry import Factory
+
+Batches = int | Callable[[Config], int]
 
 
-def register_environment(factory: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+def register_environment(factory: Factory, name: str | None = None) -> Factory:
     """Make a function () -> Env an environment of this process, under its own name or another. Also a decorator.
 
     A function that takes `backend` or `observation` is given them. Another process, `resume` say, does not know the
@@ -21,8 +25,18 @@ def register_environment(factory: Callable[..., Any], name: str | None = None) -
     return registry.register("environment", factory, name)
 
 
+@overload
+def register_algorithm(factory: Factory, name: str | None = None, *, batches: Batches = 1) -> Factory: ...
+
+
+@overload
 def register_algorithm(
-    factory: Callable[..., Any] | None = None, name: str | None = None, *, batches: int | Callable = 1
+    factory: None = None, name: str | None = None, *, batches: Batches = 1
+) -> Callable[[Factory], Factory]: ...
+
+
+def register_algorithm(
+    factory: Callable[..., Any] | None = None, name: str | None = None, *, batches: Batches = 1
 ) -> Callable[..., Any]:
     """Make a function (problem, *, client_opt, ...) -> Algorithm an algorithm of this process. Also a decorator.
 
@@ -39,11 +53,11 @@ def register_algorithm(
     return registry.register("algorithm", factory, name)
 
 
-def register_aggregator(factory: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+def register_aggregator(factory: Factory, name: str | None = None) -> Factory:
     """Make a function () -> Aggregator a value of the option `aggregator`. Also a decorator."""
     return registry.register("aggregator", factory, name)
 
 
-def register_policy(factory: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+def register_policy(factory: Factory, name: str | None = None) -> Factory:
     """Make a function (spec, *, hidden, activation) -> Policy a value of the option `policy`. Also a decorator."""
     return registry.register("policy", factory, name)

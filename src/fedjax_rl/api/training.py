@@ -19,7 +19,7 @@ def train(
     env: str | None = None,
     *,
     preset: str = presets.DEFAULT,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     seed: int = 0,
     loggers: Iterable[Logger | Callable[[], Logger]] = (),
     callbacks: Iterable[Callback] = (),
@@ -66,7 +66,7 @@ def sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     halvings: int = 0,
     preset: str = presets.DEFAULT,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     loggers: Iterable[Logger | Callable[[], Logger]] = (),
     callbacks: Iterable[Callback] = (),
     quiet: bool = False,
@@ -107,7 +107,7 @@ def sweep(
     return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())
 
 
-def load(directory: str | PathLike) -> Run:
+def load(directory: str | PathLike[str]) -> Run:
     """The run of a directory.
 
     Raises:

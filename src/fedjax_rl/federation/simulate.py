@@ -119,7 +119,7 @@ def make_simulation(
         sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
         return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
 
-    def cohort(state: State):
+    def cohort(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
         ids = select(stream(state.key, SELECT, state.round), num_clients, clients_per_round)
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
         return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
@@ -229,7 +229,11 @@ def _mean_where(chosen: Array, values: Array) -> Array:
     return jnp.where(chosen, values, 0.0).sum() / jnp.where(chosen.any(), chosen.sum(), jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
 def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
     """`num_rounds` rounds as one compiled program, the state donated; metrics are [num_rounds]."""
+    return _run_rounds(simulation, state, num_rounds)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+def _run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
     return jax.lax.scan(lambda s, _: simulation.round(s), state, length=num_rounds)

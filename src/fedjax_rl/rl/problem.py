@@ -85,6 +85,7 @@ def make_problem(
 
     def rates(params: Params, obs: Array) -> Array:
         """The critic's output [E, T], in rewards per step."""
+        assert critic is not None
         episodes, steps, _ = obs.shape
         tau = jnp.tile(jnp.arange(steps, dtype=obs.dtype) / steps, episodes)
         return critic.apply(params[critics.NAME], obs.reshape(episodes * steps, -1), tau).reshape(episodes, steps)

@@ -82,12 +82,12 @@ def train(
             state = state_of(states, i)
             env_steps = int(state.round) * group.run.env_steps_per_round
             summaries = scoring.final(one.evaluation, state, one.recorder) if alive[i] else None
-            results.append(summaries and Result(state, env_steps, summaries))
+            results.append(None if summaries is None else Result(state, env_steps, summaries))
             one.recorder.finish(summaries or {})
     return results
 
 
-def state_of(states: simulate.State, i: int) -> simulate.State:
+def state_of(states: simulate.State, i: int | np.integer) -> simulate.State:
     """Member i's state."""
     return jax.tree.map(lambda x: x[i], states)
 
