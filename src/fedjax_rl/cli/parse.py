@@ -109,11 +109,11 @@ def parse_train(argv: Sequence[str], command: str = "train", what: Any = TrainOp
     env = early.env or environment.get("env") or file_layer.get("env")
     layers = (presets.preset(early.preset, algorithm, env), file_layer, environment)
     defaults = build(algorithm, *layers)
-    cls = type(defaults)
+    cls: Any = type(defaults)
 
     @dataclass(frozen=True)
     class Train:
-        configuration: tyro.conf.OmitArgPrefixes[cls]  # type: ignore[valid-type]  # a class known at run time alone
+        configuration: tyro.conf.OmitArgPrefixes[cls]
         output: tyro.conf.OmitArgPrefixes[what]
 
     Train.__doc__ = f"{cls.__doc__}\n\nAlgorithms: {', '.join(CONFIGS)}."

@@ -33,7 +33,17 @@ SUSPECT = "health/suspect"  # the first client that is not finite, or one of who
 
 
 class State(NamedTuple):
-    """Everything that a run needs to continue. Leaves of clients, tasks and uplink are [N, ...]."""
+    """Everything that a federation needs to go on.
+
+    Attributes:
+      server: the server's state; `server.shared` is what clients are sent.
+      clients: what each client keeps, leaves [N, ...].
+      tasks: each client's task, leaves [N, ...].
+      uplink: the state of what each client applies to its messages, leaves [N, ...].
+      aggregator: what the aggregator keeps.
+      round: () int32, rounds done.
+      key: the root key, from which all draws follow; it stays the same.
+    """
 
     server: Server
     clients: Tree
@@ -45,11 +55,11 @@ class State(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """A federation.
+    """A federation, as `make_simulation` makes it.
 
     Attributes:
-      init: key -> State.
-      round: State -> (State, metrics).
+      init: key -> State, before the first round.
+      round: State -> (State, metrics), one round; metrics are numbers by name.
       cohort: State -> (ids [M], shared, client and uplink states [M], tasks [M], keys [M]): who works in the coming
         round, and with what.
       work: (shared, (client, uplink state), task, key) -> (upload, (client, uplink state), metrics): what one client
@@ -83,27 +93,45 @@ def make_simulation(
     uplink: optax.GradientTransformation | None = None,
     dropout: Array | float = 0.0,
 ) -> Simulation:
-    """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
+    """Make a federation of N clients, M of whom work in a round.
 
     round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
     -> server_update -> (again from the clients' update on, for every further exchange of the algorithm) -> scatter the
     states back. Only the selected compute.
 
-    A client of weight 0, or whose message (or its norm) or new state is not finite, leaves no trace: its message is
-    replaced before any sum and its old state kept; it is silent in the round's further
+    Some clients leave no trace: those of weight 0, and those whose message (or its norm) or new state is not finite.
+    Such a message is replaced before any sum, and the client keeps its old state. It is silent in the round's further
     exchanges. When nobody is left the server stays as it was.
 
+    Source: the rounds of McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017, Algorithm 1, with any client and server update.
+
     Args:
-      algorithm: the six functions.
+      algorithm: what a client and the server do.
       num_clients: N.
       clients_per_round: M <= N.
       sample_tasks: (key, N) -> tasks [N, ...].
       aggregator: how M messages become one.
       select: (key, N, M) -> ids [M], ascending.
-      uplink: what every client applies to its message before sending, with a state of its own per client (None:
-        nothing).
-      dropout: probability that a selected client drops out of the round; whether it does is drawn for each client and
-        round by itself.
+      uplink: what every client applies to its message before sending. Each has a state of its own. None: nothing.
+      dropout: probability that a selected client drops out of the round, drawn for each client and round by itself.
+
+    Returns:
+      The federation. Nothing has been computed yet.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from fedjax_rl.algorithms.fedavg import fedavg
+    >>> from fedjax_rl.federation.aggregators import mean
+    >>> loss = lambda x, task: jnp.sum((x - task) ** 2)
+    >>> sample = lambda x, task, key: (task, Stats(-loss(x, task), jnp.int32(0)))
+    >>> rates = {"client_opt": optax.sgd(0.1), "server_opt": optax.sgd(1.0), "local_steps": 5, "inner_lr": 0.1}
+    >>> algorithm = fedavg(Problem(lambda key: jnp.zeros(2), sample, loss), **rates)
+    >>> sizes = {"num_clients": 4, "clients_per_round": 2}
+    >>> ones = lambda key, n: jnp.ones((n, 2))
+    >>> simulation = make_simulation(algorithm, sample_tasks=ones, aggregator=mean(), **sizes)
+    >>> state, metrics = run_rounds(simulation, simulation.init(jax.random.key(0)), 20)
+    >>> state.server.shared.round(3).tolist(), metrics["train/return/adapt_0"].shape
+    ([1.0, 1.0], (20,))
     """
     uplink = optax.identity() if uplink is None else uplink
 
@@ -230,7 +258,16 @@ def _mean_where(chosen: Array, values: Array) -> Array:
 
 
 def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
-    """`num_rounds` rounds as one compiled program, the state donated; metrics are [num_rounds]."""
+    """Run rounds of a federation as one compiled program. `make_simulation` has an example.
+
+    Args:
+      simulation: the federation.
+      state: its state. It is donated: its memory is used again, and the state cannot be.
+      num_rounds: how many rounds; another number is another program.
+
+    Returns:
+      (state, metrics): the new state, and numbers by name, leaves [num_rounds, ...].
+    """
     return _run_rounds(simulation, state, num_rounds)
 
 

@@ -22,9 +22,13 @@ STDS = ("free", "state")
 
 
 class Policy(NamedTuple):
-    """init: key -> parameters; apply: (parameters, obs [B, O]) -> the head of `distribution`, leaves [B, ...].
+    """A policy: what a network says about actions, for a batch of B observations.
 
-    The head of the Gaussian, the default, is (mean [B, A], log_std [B, A]).
+    Attributes:
+      init: key -> parameters.
+      apply: (parameters, obs [B, O]) -> the head of the distribution, leaves [B, ...]. The head of the Gaussian is
+        (mean [B, A], log_std [B, A]).
+      distribution: what a head means: how actions are drawn, and their log-probability. The Gaussian by default.
     """
 
     init: Callable[[Key], Params]

@@ -28,7 +28,11 @@ LONG_SILENCE = 10  # rounds without a client that was heard, at the end of a run
 
 
 class Diverged(exits.Refusal):
-    """No member's state is finite any more."""
+    """The server's state is not finite any more, so the run cannot go on (exit code 3).
+
+    Its text is one line: the round, the last good checkpoint, what to change. Where several runs train together, it is
+    raised when none of them is finite.
+    """
 
     code = exits.DIVERGED
 
