@@ -17,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("shared_programs")
 EXAMPLES = """
     train sweep load Run Run.policy make_env make_problem make_simulation Config Env EnvSpec
     register_aggregator register_algorithm register_environment register_policy parts.chunked parts.local_change
-    parts.measured tasks.directions tasks.say_direction tasks.say_speed tasks.uniform testing.check_environment
+    parts.measured tasks.directions tasks.ranges tasks.say_direction tasks.say_speed tasks.uniform
+    testing.check_environment
 """.split()
 
 
@@ -44,24 +45,23 @@ def parameters(thing: Any) -> list[str]:
     return [name for name in inspect.signature(thing).parameters if name != "self"]
 
 
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?:  .*\n?)+)", re.M)
+
+
 def faults(thing: Any) -> list[str]:
-    """What a docstring lacks: a first line, each parameter by its name and no other, what is returned."""
+    """What a docstring lacks: a first line, each parameter by its name and no other, what is returned; and types."""
     text = inspect.getdoc(thing) or ""
-    first, sections = (
-        text.split("\n")[0],
-        dict(re.findall(r"^(Args|Attributes|Returns|Raises):\n((?:  .*\n?)+)", text, re.M)),
-    )
+    first, sections = text.split("\n")[0], dict(SECTION.findall(text))
     found = [] if first.endswith((".", "?")) else [f"first line: {first!r}"]
     listed = sections.get("Attributes" if inspect.isclass(thing) and "Args" not in sections else "Args", "")
     named = [name for line in re.findall(r"^  (\w[\w, ]*): ", listed, re.M) for name in line.split(", ")]
     if sorted(named) != sorted(parameters(thing)):
         found.append(f"parameters {parameters(thing)}, described {named}")
-    if (
-        inspect.isfunction(thing)
-        and inspect.signature(thing).return_annotation is not None
-        and "Returns" not in sections
-    ):
-        found.append("no Returns")
+    if inspect.isfunction(thing):
+        signature = inspect.signature(thing)
+        typed = {"self", *inspect.unwrap(thing).__annotations__}
+        found += [f"no type of {name}" for name in ["return", *signature.parameters] if name not in typed]
+        found += ["no Returns"] if signature.return_annotation is not None and "Returns" not in sections else []
     return found
 
 
@@ -103,6 +103,8 @@ def test_what_a_docstring_lacks_is_found():
     ):
         good.__doc__ = broken
         assert any(lack in line for line in faults(good)), lack
+    del good.__annotations__["size"]
+    assert "no type of size" in faults(good)
 
 
 def test_the_examples_in_public_docstrings_run(tmp_path, monkeypatch):

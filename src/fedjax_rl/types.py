@@ -52,7 +52,7 @@ class Problem(NamedTuple):
     init: Callable[[Key], Params]
     sample: Callable[[Params, Task, Key], tuple[Batch, Stats]]
     loss: Callable[[Params, Batch], Array]
-    own: Callable[[Params, Array], Params] = lambda params, id: params
+    own: Callable[[Params, Array | int], Params] = lambda params, id: params
     say: Callable[[Params, Array], Tree] | None = None
     divergence: Callable[[Params, Tree, Array], Array] | None = None
 

@@ -56,7 +56,9 @@ def say_speed(task: Array) -> str:
     return f"{float(task):.2f} m/s"
 
 
-def uniform(low: float | Array, high: float | Array, shape: tuple[int, ...] = ()) -> Callable[[Key, int], Array]:
+def uniform(
+    low: float | Array | np.ndarray, high: float | Array | np.ndarray, shape: tuple[int, ...] = ()
+) -> Callable[[Key, int], Array]:
     """Make a function that draws the clients' tasks uniformly, each entry from U[low, high).
 
     Client i's task depends on the key and on i, never on how many clients there are.
@@ -82,9 +84,16 @@ def uniform(low: float | Array, high: float | Array, shape: tuple[int, ...] = ()
 
 
 def ranges(fields: Mapping[str, tuple[float, float]]) -> tuple[Callable[[Key, int], Array], Callable[[Array], str]]:
-    """(sample_tasks, describe) of tasks [F] with an entry U[low, high) for each field; without fields, of the task 0.
+    """Make tasks [F] of F named numbers, each drawn uniformly from U[low, high); without fields, the one task 0.
 
-    >>> draw, say = ranges({"length": (0.1, 0.9)})
+    Args:
+      fields: (low, high) by name.
+
+    Returns:
+      (sample_tasks, describe), as an `Env` has them.
+
+    >>> import jax, jax.numpy as jnp
+    >>> draw, say = tasks.ranges({"length": (0.1, 0.9)})
     >>> draw(jax.random.key(0), 3).shape, say(jnp.array([0.43]))
     ((3, 1), 'length 0.43')
     """

@@ -10,10 +10,8 @@ import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import placement, selection
+from fedjax_rl.federation.metrics import of_round
 from fedjax_rl.types import (
-    HEALTH,
-    NONFINITE_ENVS,
-    STRAGGLERS,
     Aggregate,
     Aggregator,
     Algorithm,
@@ -28,8 +26,6 @@ from fedjax_rl.types import (
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
 FILM, DROPOUT, EVALUATE_NEW = range(10, 13)
-WHO = "who/"  # of metrics [M] that are not numbers of a round but its clients: their ids, and true or false of each
-SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
 
 
 class State(NamedTuple):
@@ -178,13 +174,15 @@ def make_simulation(
 
     def exchange_again(server, aggregator_state, own, tasks, keys, heard, server_keys):
         """The exchanges after the first, by those who were heard in it: the same, and who was finite in all [M]."""
+        assert algorithm.exchanges is not None
         count, update = algorithm.exchanges
 
         def one(carry, number):
             server, aggregator_state, own = carry
 
             def work_again(shared, own, task, key):
-                return sent(*update(shared, own[0], task, jax.random.fold_in(key, number), number), own[1])
+                upload, client = update(shared, own[0], task, jax.random.fold_in(key, number), number)
+                return sent(upload, client, own[1])
 
             results = placement.map_clients(work_again, num_broadcast=1)(server.shared, own, tasks, keys)
             now = [jax.random.fold_in(key, number) for key in server_keys]
@@ -209,7 +207,7 @@ def make_simulation(
             )
             finite &= still
         exchanges = algorithm.exchanges[0] if algorithm.exchanges else 1  # what the last one sends is not used
-        metrics = _metrics(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
+        metrics = of_round(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
         return State(
             server=server,
             clients=trees.put(state.clients, ids, kept[0]),
@@ -226,35 +224,6 @@ def make_simulation(
 def _one(rows: Tree) -> Tree:
     """Shapes of one of the rows [M, ...]."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-
-
-def _metrics(
-    ids: Array, heard: Array, finite: Array, client_metrics: Metrics, message: Tree, shared: Tree, exchanges: int
-) -> Metrics:
-    """A round's numbers: means over the clients heard, counts over the selected, and bytes sent up and down."""
-    counts = {name: value for name, value in client_metrics.items() if name.startswith(HEALTH)}
-    means = {name: value for name, value in client_metrics.items() if name not in counts}
-    up = trees.num_bytes(message) * exchanges
-    down = trees.num_bytes(shared) * exchanges if up else 0  # those who send nothing, `independent`, are sent nothing
-    who = {"selected": ids, "unheard": ~heard} | {
-        name.removeprefix(HEALTH): value > 0 for name, value in counts.items() if name == STRAGGLERS
-    }
-    suspect = ~finite | (counts.get(NONFINITE_ENVS, jnp.zeros_like(ids)) > 0)
-    return {
-        **{f"train/{name}": _mean_where(heard, value) for name, value in means.items()},
-        **{name: value.sum() for name, value in counts.items()},
-        "health/dropped_clients": (~heard).sum(),
-        "health/nonfinite_clients": (~finite).sum(),
-        **{f"{WHO}{name}": value for name, value in who.items()},
-        SUSPECT: jnp.where(suspect.any(), ids[jnp.argmax(suspect)], -1),
-        "comm/up_bytes": heard.sum() * float(up),
-        "comm/down_bytes": jnp.asarray(heard.size * float(down)),
-    }
-
-
-def _mean_where(chosen: Array, values: Array) -> Array:
-    """Mean of values [M] over the chosen ones; NaN when nobody is chosen."""
-    return jnp.where(chosen, values, 0.0).sum() / jnp.where(chosen.any(), chosen.sum(), jnp.nan)
 
 
 def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:

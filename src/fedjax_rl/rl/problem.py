@@ -55,8 +55,8 @@ def make_problem(
     S: the surrogate's terms. H: the policy's entropy. v: the critic's output. G: the discounted return-to-go. h: the
     effective horizon, sum_{t < T} discount^t. Means are over the steps before an episode's end.
 
-    Without a critic the last term is absent. Advantages then come from a linear baseline, fitted to the same episodes, or
-    from none: with gae_lambda 1 they are then the returns-to-go, as in REINFORCE (Williams 1992).
+    Without a critic the last term is absent. Advantages then come from a linear baseline, fitted to the same episodes.
+    Or there is no baseline: with gae_lambda 1 they are then the returns-to-go, as in REINFORCE (Williams 1992).
     With a critic they come from its values h v at the sampling parameters. Its parameters are in the policy's, under
     "critic".
 

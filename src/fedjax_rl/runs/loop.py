@@ -16,7 +16,7 @@ import numpy as np
 from fedjax_rl import statistics
 from fedjax_rl.config import Config
 from fedjax_rl.config.sources import to_toml
-from fedjax_rl.federation import placement, simulate
+from fedjax_rl.federation import metrics, placement, simulate
 from fedjax_rl.host import exits, signals
 from fedjax_rl.host.signals import Interrupted
 from fedjax_rl.runs import checkpoint, nan_dump, records, rundir, scoring
@@ -165,7 +165,7 @@ def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: 
     """A line of metrics for each member, whose time is the whole group's, and the clients that took part in it."""
     speed = group.run.env_steps_per_round / seconds
     times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
-    who = {key.removeprefix(simulate.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
+    who = {key.removeprefix(metrics.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
     columns = sorted((key, statistics.short(column)) for key, column in measured.items())
     every = range(len(group.configs))
     rows = [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in every]
@@ -176,7 +176,7 @@ def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: 
 
 
 def _is_who(key: str) -> bool:
-    return key.startswith(simulate.WHO)
+    return key.startswith(metrics.WHO)
 
 
 def _record(rows, participants, before, after, members, reporter) -> bool:
@@ -241,7 +241,7 @@ def silence(directory: Path, config: Config) -> int:
 def _dump(group, states, rows, alive, members, reporter) -> None:
     """Write down, for `replay`, who ceased to be finite in the round that began with `states`."""
     for i in np.flatnonzero(alive) if group.run.config.nan_dump else ():
-        client = int(rows[i][simulate.SUSPECT])
+        client = int(rows[i][metrics.SUSPECT])
         if client >= 0:
             path = nan_dump.dump(group.run, members[i].config, state_of(states, i), client, members[i].directory)
             if path:
