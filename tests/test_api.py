@@ -1,11 +1,14 @@
 """`import fedjax_rl`: what Python gets is what the command makes; loggers look on, callbacks end runs."""
 
+import ast
+import importlib
 import itertools
 import json
 import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +44,19 @@ def test_the_names_are_these_and_importing_them_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = fr.trian
+
+
+def test_type_checkers_see_the_names_that_there_are():
+    """What __init__.py imports for them alone is each name, under that name, from where it is found at run time."""
+    tree = ast.parse(Path(fr.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in block.body:
+        [alias] = node.names
+        assert alias.asname == alias.name  # without it a checker takes the name for private
+        seen = importlib.import_module(node.module)
+        assert getattr(fr, alias.name) is getattr(seen, alias.name)
+    assert sorted(node.names[0].name for node in block.body) == fr.__all__
+    assert Path(fr.__file__).with_name("py.typed").exists()
 
 
 def test_a_run_is_the_commands_own(run, tmp_path):

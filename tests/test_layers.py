@@ -26,7 +26,7 @@ ALLOWED = {
     "cli": {"statistics", "host", "config", "envs", "federation", "runs", "reports", "bench"},
     "api": {"statistics", "host", "config", "runs", "reports"},
     "testing": {"types", "host", "envs", "federation"},
-    "__init__": {"api", "config", "envs", "federation", "host", "rl", "runs", "types"},
+    "__init__": {"algorithms", "api", "config", "envs", "federation", "host", "rl", "runs", "testing", "types"},
     "__main__": {"cli"},
 }
 ONLY_IN = {

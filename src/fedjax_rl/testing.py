@@ -9,31 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_rl.envs import Env
+from fedjax_rl.envs import Env, EnvState
 from fedjax_rl.envs.base import random_actions
 from fedjax_rl.envs.soundness import refuse_unsound
 from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.federation.simulate import make_simulation
 from fedjax_rl.host.numerics import pinned, root_key
-from fedjax_rl.types import Problem, Stats
+from fedjax_rl.types import Array, Key, Problem, Stats, Task
 
 
 @pinned()
 def check_environment(env: Env) -> None:
-    """See that an environment is what the rollout takes it for.
+    """See that an environment keeps its contract. For your own tests.
 
-    Shapes and dtypes of the spec, twice in a row; finite numbers at the start; tasks by identity; the same numbers from
-    the same arguments; alone as in a batch.
+    It has the spec's shapes and dtypes, two steps in a row. Its numbers are finite at the start. Task i depends on the
+    key and on i alone. The same arguments give the same numbers, alone as in a batch.
+
+    Args:
+      env: the environment.
 
     Raises:
-      ConfigError: shapes, dtypes, numbers at the start, or tasks.
-      AssertionError: the rest.
+      ConfigError: wrong are its shapes, its dtypes, its numbers at the start, or its tasks.
+      AssertionError: wrong is the rest.
+
+    >>> testing.check_environment(make_env("navigation"))
     """
     refuse_unsound(env, f"environment {env.spec.name!r}")
     keys, tasks = jax.random.split(root_key(1), 4), env.sample_tasks(root_key(0), 4)
     actions = random_actions(env.spec, root_key(2), (4, 2))
 
-    def two_steps(key, actions, task):
+    def two_steps(key: Key, actions: Array, task: Task) -> EnvState:
         state = env.step(env.reset(key, task), actions[0], task)
         return env.step(state, actions[1], task)
 
@@ -53,16 +58,16 @@ def _raw(x: Any) -> Any:
 
 @pinned()
 def check_algorithm(factory: Callable[..., Any], **options: Any) -> None:
-    """See that an algorithm is one for one client, whom the engine can map, leave out and order as it likes.
+    """See that an algorithm keeps its contract. For your own tests.
 
-    On a federation of six clients with quadratic losses: a round keeps the state's form and is finite; the same state
-    gives the same round; who is not selected keeps what it has; one adaptation step keeps the parameters' form; a
-    `vmap` over a rate works (a sweep).
+    It is tried on a federation of six clients with quadratic losses. A round keeps the state's form and is finite. The
+    same state gives the same round. A client that is not selected keeps what it has. One step of adaptation keeps the
+    parameters' form. A `vmap` over `inner_lr` works, as in a sweep.
 
     Args:
       factory: (problem, *, client_opt, server_opt, local_steps, inner_lr, client_batch, ...) -> Algorithm; it need not
         take all of them.
-      options: its own.
+      options: values of its own options.
 
     Raises:
       AssertionError: one of these does not hold.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_rl.types import Array, Tree
 
 
-def take(tree: Tree, ids: Array) -> Tree:
+def take(tree: Tree, ids: Array | int) -> Tree:
     """Rows `ids` [M] of every leaf [N, ...] -> [M, ...]."""
     return jax.tree.map(lambda x: x[ids], tree)
 

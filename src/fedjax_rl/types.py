@@ -24,7 +24,12 @@ NONFINITE_ENVS, STRAGGLERS = "health/nonfinite_envs", "health/stragglers"
 
 
 class Stats(NamedTuple):
-    """What a batch of episodes showed: their mean undiscounted return (), and how many ceased to be finite ()."""
+    """What a batch of episodes showed.
+
+    Attributes:
+      returned: (), the mean over the episodes of the undiscounted return.
+      nonfinite_envs: () int32, how many of the episodes ceased to be finite.
+    """
 
     returned: Array
     nonfinite_envs: Array
@@ -35,9 +40,9 @@ class Problem(NamedTuple):
 
     Attributes:
       init: key -> parameters.
-      sample: (parameters, task, key) -> (batch, stats). Acts in the task for E episodes of T steps; the batch carries
-        the old log-probabilities and the advantages.
-      loss: (parameters, batch) -> (), the negative surrogate -J on a fixed batch, twice differentiable in parameters.
+      sample: (parameters, task, key) -> (batch, stats). It acts in the task for E episodes of T steps. The batch
+        carries the log-probabilities of the actions and the advantages.
+      loss: (parameters, batch) -> (), the negative surrogate -J on a fixed batch. It can be differentiated twice.
       own: (what `init` gave, a client's number) -> the parameters that this client starts from. They are the same,
         except where clients are of unlike kinds: then `init` gives those of all kinds.
       say: (parameters, obs [S, O]) -> what the policy says of S observations, for distillation; leaves [S, ...].
@@ -47,27 +52,42 @@ class Problem(NamedTuple):
     init: Callable[[Key], Params]
     sample: Callable[[Params, Task, Key], tuple[Batch, Stats]]
     loss: Callable[[Params, Batch], Array]
-    own: Callable[[Params, Array], Params] = lambda params, id: params
+    own: Callable[[Params, Array | int], Params] = lambda params, id: params
     say: Callable[[Params, Array], Tree] | None = None
     divergence: Callable[[Params, Tree, Array], Array] | None = None
 
 
 class Server(NamedTuple):
-    """The server's state. The privacy boundary is a field: only `shared` is ever sent to clients."""
+    """The server's state. The privacy boundary is a field: only `shared` is ever sent to clients.
+
+    Attributes:
+      shared: what clients are sent, such as the model.
+      private: what stays at the server, such as the state of its optimizer.
+    """
 
     shared: Shared
     private: Tree
 
 
 class Upload(NamedTuple):
-    """What one client sends: a message, and its weight in the mean (0: nothing was sent, the message is ignored)."""
+    """What one client sends.
+
+    Attributes:
+      message: a pytree of the same form for all clients, such as the change of the model.
+      weight: (), the message's weight in the mean. With weight 0 nothing was sent, and the message is ignored.
+    """
 
     message: Message
     weight: Array
 
 
 class Aggregate(NamedTuple):
-    """The combined message, client axis gone, and the share () of all N clients behind it."""
+    """What the server gets of a round.
+
+    Attributes:
+      message: the messages of the clients that were heard, combined into one; there is no client axis.
+      participation: (), the number of these clients divided by N.
+    """
 
     message: Message
     participation: Array
@@ -76,14 +96,17 @@ class Aggregate(NamedTuple):
 class Algorithm(NamedTuple):
     """Pure functions, each written for ONE client; the engine maps them over the client axis.
 
+    `parts.one_model` makes the usual ones.
+
     Attributes:
       init: key -> server.
       init_client: (shared, key, the client's number) -> what a client keeps between its rounds; () when nothing.
-      client_update: (shared, client, task, key) -> (upload, client, metrics). Metrics are () each; the engine takes
-        their mean over the clients heard, and the sum over all selected of those whose name begins with HEALTH.
+      client_update: (shared, client, task, key) -> (upload, client, metrics), a client's work in a round. Metrics are
+        () each. The engine takes their mean over the clients that were heard. A name that begins with "health/" is a
+        count: the engine takes its sum over all selected clients.
       server_update: (server, aggregate, key) -> server.
       personal_params: (shared, client) -> the parameters that the client acts with.
-      adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation, as evaluation takes it.
+      adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation. Evaluation takes it.
       exchanges: (how many more exchanges a round has, what a client does in each of them), or None. After the first,
         each is again upload, aggregation and `server_update`, by the same cohort. The function is like `client_update`
         with one more argument, the exchange's number from 1, and without metrics.
@@ -102,8 +125,9 @@ class Aggregator(NamedTuple):
     """How M weighted messages become one.
 
     Attributes:
-      init: message -> state.
-      update: (messages [M, ...], weights [M], state, key) -> (message, state).
+      init: message -> what the aggregator keeps between rounds; () when it keeps nothing.
+      update: (messages [M, ...], weights [M], state, key) -> (message, state). A weight of 0 is a client that was not
+        heard; its message is all zeros.
     """
 
     init: Callable[[Message], Tree]

@@ -189,7 +189,7 @@ def test_qacc_and_qfrc_constraint(states):
         found = newton.newton(at.problem, at.warm)
         close(numbers(found.a), at.d.qacc, rtol=1e-6)
         close(numbers(problem.constraint_force(at.problem, found.at)), at.d.qfrc_constraint, rtol=1e-6)
-        assert found.count.value < newton.ITERATIONS
+        assert found.steps.value < newton.ITERATIONS
 
 
 def test_a_whole_step_is_mj_step(states):

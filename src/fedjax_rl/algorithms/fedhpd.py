@@ -1,5 +1,7 @@
 """FedHPD: clients of unlike networks learn from what their policies say about states that all of them know."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,7 +54,10 @@ def fedhpd(
     loss_gradient = chunked(jax.grad(problem.loss), client_batch)
     slot = "adam" if distill_optimizer == "shared" else "distill_adam"  # of the state of the distillation's optimiser
     exchanged = distill == "consensus"
-    states = jnp.asarray(public_states).reshape(parts, -1, public_states.shape[-1]) if exchanged else None
+    known: Any = public_states  # there, like `say` and `divergence`, where clients distil
+    say: Any = problem.say
+    divergence: Any = problem.divergence
+    states = jnp.asarray(known).reshape(parts, -1, known.shape[-1]) if exchanged else known
 
     def moved(client, gradient, slot):
         """The client after a step of the optimiser whose state is in that slot."""
@@ -63,7 +68,7 @@ def fedhpd(
         return {**client, "params": optax.apply_updates(params, updates), slot: state}
 
     def said(client, number):
-        message = problem.say(client["params"], states[number % parts]) if exchanged else jnp.zeros((0,))
+        message = say(client["params"], states[number % parts]) if exchanged else jnp.zeros((0,))
         return Upload(message, jnp.ones(()))
 
     def client_update(shared, client, task, key):
@@ -78,7 +83,7 @@ def fedhpd(
             client, _ = jax.lax.scan(lambda client, _: (moved(client, nothing, slot), ()), client, length=steps)
         return said(client, 0), client, measured(stats._replace(returned=stats.returned.mean()))
 
-    divergence_gradient = chunked(jax.grad(problem.divergence), client_batch) if exchanged else None
+    divergence_gradient = chunked(jax.grad(divergence), client_batch) if exchanged else divergence
 
     def distil(shared, client, task, key, number):
         gradient = divergence_gradient(client["params"], shared, states[(number - 1) % parts])
@@ -88,7 +93,7 @@ def fedhpd(
     def init(key):
         if not exchanged:
             return Server((), ())
-        silent = jax.eval_shape(lambda: problem.say(problem.own(problem.init(key), 0), states[0]))
+        silent = jax.eval_shape(lambda: say(problem.own(problem.init(key), 0), states[0]))
         return Server(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), silent), ())
 
     def init_client(shared, key, id):

@@ -1,4 +1,7 @@
-"""What the algorithms share: the local SGD loop, its chunking over clients, and the default server."""
+"""What the algorithms share: the local SGD loop, its chunking over clients, and the default server.
+
+Also for algorithms of your own: these names stay what they are.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,48 +11,24 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.types import NONFINITE_ENVS, STRAGGLERS, Algorithm, Array, Metrics, Params, Problem, Server, Stats, Tree
+from fedjax_rl.algorithms.chunks import chunked
+from fedjax_rl.types import (
+    NONFINITE_ENVS,
+    STRAGGLERS,
+    Aggregate,
+    Algorithm,
+    Array,
+    Key,
+    Metrics,
+    Params,
+    Problem,
+    Server,
+    Stats,
+    Tree,
+    Upload,
+)
 
-
-def chunked(fn: Callable, client_batch: int | None) -> Callable:
-    """`fn`, except that a `vmap` over it runs `client_batch` clients at a time (None: all at once).
-
-    Sampling wants the whole cohort in one batch, one physics call a step; learning steps run faster on a CPU, and in a
-    fraction of the memory, one client at a time. This is the seam between the two.
-    """
-    if client_batch is None:
-        return fn
-
-    def call(*args):
-        # traced hyperparameters that fn closes over become arguments: a sweep maps over them
-        converted, hoisted = jax.closure_convert(fn, *args)
-        return _mapped_in_chunks(converted, client_batch)(*args, *hoisted)
-
-    return call
-
-
-def _mapped_in_chunks(fn: Callable, client_batch: int) -> Callable:
-    mapped = jax.custom_batching.custom_vmap(fn)
-
-    @mapped.def_vmap
-    def rule(axis_size, in_batched, *args):
-        leaves, treedef = jax.tree.flatten(args)
-        flags = jax.tree.leaves(in_batched)
-        # a further vmap (the members of a sweep) goes through the same loop, unless chunks are mapped already
-        inner = mapped if client_batch == 1 else fn
-
-        def one(rows):
-            rows = iter(rows)
-            return inner(
-                *jax.tree.unflatten(treedef, [next(rows) if b else x for x, b in zip(leaves, flags, strict=True)])
-            )
-
-        batched = [x for x, b in zip(leaves, flags, strict=True) if b]
-        # a chunk of one needs no vmap inside, which keeps the matrix products plain
-        out = jax.lax.map(one, batched, batch_size=None if client_batch == 1 else min(client_batch, axis_size))
-        return out, jax.tree.map(lambda _: True, out)
-
-    return mapped
+__all__ = ["chunked", "keep_on_client", "local_change", "measured", "one_model", "with_stragglers"]
 
 
 def local_change(
@@ -60,14 +39,29 @@ def local_change(
     *,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """(start, *data) -> theta_T - theta_0 after `local_steps` steps of `client_opt` on gradient(theta, *data).
+    """Make a client's local steps: theta_0 = start, then K steps of an optimizer on the same data.
 
-    The data is never resampled between the steps. With `has_aux`, gradient returns (gradient, aux) and the result is
-    (theta_T - theta_0, aux [T, ...]).
+    The result is theta_K - theta_0, with K = local_steps. Source: McMahan et al., "Communication-Efficient Learning of
+    Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1, ClientUpdate, on one batch.
+
+    Args:
+      gradient: (theta, *data) -> the gradient at theta; with `has_aux`, (gradient, aux).
+      client_opt: the optimizer; its state begins anew in each round.
+      local_steps: K.
+      client_batch: clients at a time, as for `chunked`.
+      has_aux: does `gradient` give something else too?
+
+    Returns:
+      A function (start, *data) -> theta_K - theta_0; with `has_aux`, -> (theta_K - theta_0, aux [K, ...]).
+
+    >>> import jax, optax
+    >>> change = parts.local_change(jax.grad(lambda x, task: (x - task) ** 2), optax.sgd(0.25), 2, None)
+    >>> float(change(0.0, 1.0))
+    0.75
     """
 
     def change(start: Params, *data: Tree) -> Any:
-        def step(carry, _):
+        def step(carry: Tree, _: None) -> tuple[Tree, Tree]:
             params, opt_state = carry
             out = gradient(params, *data)
             direction, aux = out if has_aux else (out, ())
@@ -85,10 +79,19 @@ _STRAGGLE = 1 << 20  # apart from the keys that algorithms make of theirs: who s
 
 
 def measured(*stats: Stats, also: Stats | None = None) -> Metrics:
-    """A client's metrics from what each of its batches showed: before adaptation, after a step, ...
+    """Make a client's metrics from what its batches showed.
 
-    Where a batch is sampled anew in every local step its stats are [T], and the first step's return stands for it.
-    `also`: a further batch, whose return is not of the model that is measured.
+    Args:
+      stats: of its batches: before adaptation, after one step, ... Where a batch is sampled anew in every local step
+        they are [K], and the first step's return is taken.
+      also: of one more batch, whose return is not of the model that is measured.
+
+    Returns:
+      "return/adapt_0", "return/adapt_1", ... and "health/nonfinite_envs", the sum over all batches; () each.
+
+    >>> import jax.numpy as jnp
+    >>> sorted(parts.measured(Stats(jnp.ones(()), jnp.int32(0))))
+    ['health/nonfinite_envs', 'return/adapt_0']
     """
     returns = {f"return/adapt_{j}": jnp.ravel(s.returned)[0] for j, s in enumerate(stats)}
     counts = [jnp.sum(s.nonfinite_envs) for s in (*stats, also) if s is not None]
@@ -100,23 +103,36 @@ def one_model(
     problem: Problem,
     client_update: Callable,
     server_opt: optax.GradientTransformation,
-    inner_lr,
+    inner_lr: Array | float,
     client_batch: int | None,
     *,
     init_shared: Callable[[Params], Tree] = lambda params: params,
 ) -> Algorithm:
-    """An algorithm whose clients keep nothing and whose server holds one model, moved by `server_opt`.
+    """Make an algorithm whose clients keep nothing and whose server holds one model.
 
-    The server treats minus the mean change as a gradient (Reddi et al., "Adaptive Federated Optimization", ICLR 2021).
-    Adaptation is one gradient step of rate `inner_lr`. Algorithms that differ in a part replace that part.
-    `init_shared` makes what is broadcast from the problem's initial parameters; messages have its structure.
+    The server takes minus the mean change for a gradient: theta' = theta + server_opt(-mean change). Adaptation is one
+    gradient step: theta - inner_lr grad L(theta). An algorithm that differs in a part replaces it, say by
+    `._replace(adapt=...)`.
+
+    Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 1.
+
+    Args:
+      problem: the problem.
+      client_update: (shared, client, task, key) -> (upload, client, metrics); the message is a change of the model.
+      server_opt: the server's optimizer.
+      inner_lr: rate of the adaptation.
+      client_batch: clients at a time, as for `chunked`.
+      init_shared: the problem's initial parameters -> what clients are sent; messages have its structure.
+
+    Returns:
+      The algorithm.
     """
 
-    def init(key):
+    def init(key: Key) -> Server:
         shared = init_shared(problem.init(key))
         return Server(shared=shared, private=server_opt.init(shared))
 
-    def server_update(server, aggregate, key):
+    def server_update(server: Server, aggregate: Aggregate, key: Key) -> Server:
         del key
         pseudo_gradient = jax.tree.map(jnp.negative, aggregate.message)
         updates, private = server_opt.update(pseudo_gradient, server.private, server.shared)
@@ -134,33 +150,39 @@ def one_model(
 
 
 def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
-    """The same algorithm, except that the parameters under `names` are each client's own and are never sent.
+    """Make some of an algorithm's parameters each client's own, which are never sent.
 
-    A leaf is kept when a part of its path is one of `names`. The algorithm's messages must be changes of the model
-    that it was sent. A client starts from a fresh draw of its own part, trains it with the rest, and keeps it.
+    A client starts from a fresh draw of its own part. It trains it with the rest, and keeps it.
 
     Source: Collins et al., "Exploiting Shared Representations for Personalized Federated Learning", ICML 2021, where
     the part kept is the head.
+
+    Args:
+      algorithm: its messages must be changes of the model that it was sent.
+      names: a leaf is kept when a part of its path is one of them.
+
+    Returns:
+      The other algorithm.
     """
 
-    def drop(tree):
+    def drop(tree: Tree) -> Tree:
         return trees.where_path(lambda parts: not parts & set(names), tree)
 
-    def own(params):
+    def own(params: Params) -> Tree:
         return trees.where_path(lambda parts: bool(parts & set(names)), params)
 
-    def init_client(shared, key, id):
+    def init_client(shared: Tree, key: Key, id: Array) -> Tree:
         fresh_key, client_key = jax.random.split(key)
         kept = own(algorithm.init(fresh_key).shared)
         return {"kept": kept, "client": algorithm.init_client(trees.merge(shared, kept), client_key, id)}
 
-    def client_update(shared, client, task, key):
+    def client_update(shared: Tree, client: Tree, task: Tree, key: Key) -> tuple[Upload, Tree, Metrics]:
         whole = trees.merge(shared, client["kept"])
         upload, inner, metrics = algorithm.client_update(whole, client["client"], task, key)
         kept = trees.axpy(1.0, own(upload.message), client["kept"])
         return upload._replace(message=drop(upload.message)), {"kept": kept, "client": inner}, metrics
 
-    def whole(shared, client):
+    def whole(shared: Tree, client: Tree) -> tuple[Tree, Tree]:
         return trees.merge(shared, client["kept"]), client["client"]
 
     return Algorithm(
@@ -179,17 +201,26 @@ def with_stragglers(
     local_steps: int,
     share: Array | float,
 ) -> Algorithm:
-    """The algorithm make(client_opt), some of whose clients are too slow to take all their local steps.
+    """Make some clients of an algorithm too slow to take all their local steps.
 
-    In every round a client straggles with probability `share`: it takes s steps of `client_opt`, s uniform on
-    1..local_steps - 1, and its message weighs s / local_steps. (What it does with other optimisers, such as Ditto's
-    personal steps, is not cut.) Its "health/stragglers" is 1.
+    In every round a client straggles with probability `share`. It then takes s steps, s uniform on 1..local_steps - 1,
+    and its message weighs s / local_steps. Its metric "health/stragglers" is 1. Steps of other optimizers, such as
+    Ditto's personal ones, are not cut.
 
     Source: partial work as in Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, section 5.2,
     which weighs it like whole work.
+
+    Args:
+      make: the local steps' optimizer -> the algorithm.
+      client_opt: that optimizer.
+      local_steps: how many steps a client takes that is not slow.
+      share: the probability, 0 to 1.
+
+    Returns:
+      The algorithm with stragglers.
     """
 
-    def client_update(shared, client, task, key):
+    def client_update(shared: Tree, client: Tree, task: Tree, key: Key) -> tuple[Upload, Tree, Metrics]:
         who_key, steps_key = jax.random.split(jax.random.fold_in(key, _STRAGGLE))
         straggles = jax.random.uniform(who_key) < share
         steps = jax.random.randint(steps_key, (), 1, local_steps)
@@ -206,7 +237,7 @@ def with_stragglers(
 def _first_steps(opt: optax.GradientTransformation, count: Array) -> optax.GradientTransformation:
     """`opt`, which stands still after `count` steps."""
 
-    def update(updates, state, params=None):
+    def update(updates: Tree, state: Tree, params: Params | None = None) -> tuple[Tree, Tree]:
         step, inner = state
         updates, inner = opt.update(updates, inner, params)
         return jax.tree.map(lambda u: jnp.where(step < count, u, 0.0), updates), (step + 1.0, inner)

@@ -39,9 +39,10 @@ def per_fedavg(
     def client_update(shared, client, task, key):
         def step(carry, step_key):
             inner_key, outer_key = jax.random.split(step_key)
-            inner, before = problem.sample(carry[0], task, inner_key)
-            outer, after = problem.sample(adapt(carry[0], inner), task, outer_key)
-            return learn(*carry, inner, outer), (before, after)
+            params, opt_state = carry
+            inner, before = problem.sample(params, task, inner_key)
+            outer, after = problem.sample(adapt(params, inner), task, outer_key)
+            return learn(params, opt_state, inner, outer), (before, after)
 
         start = (shared, client_opt.init(shared))
         (params, _), (before, after) = jax.lax.scan(step, start, jax.random.split(key, local_steps))

@@ -35,8 +35,9 @@ def reptile(
 
     def client_update(shared, client, task, key):
         def step(carry, step_key):
-            batch, stats = problem.sample(carry[0], task, step_key)
-            return learn(*carry, batch), stats
+            params, opt_state = carry
+            batch, stats = problem.sample(params, task, step_key)
+            return learn(params, opt_state, batch), stats
 
         start = (shared, client_opt.init(shared))
         (params, _), stats = jax.lax.scan(step, start, jax.random.split(key, local_steps))

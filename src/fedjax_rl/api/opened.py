@@ -22,18 +22,33 @@ from fedjax_rl.runs.recorder import Callback, Hooks, Logger
 
 @dataclass(frozen=True)
 class Run:
-    """A run on the disk, finished or not; what is read of it is what its directory holds at that moment."""
+    """A run on the disk, finished or not. `load` opens it, `train` makes it.
+
+    Nothing is remembered but the path: what is read is what the directory holds at that moment.
+
+    Attributes:
+      path: the run's directory.
+
+    >>> run = load(directory / "run")
+    >>> run.config.rounds, run.history["round"].tolist()
+    (2, [1, 2])
+    >>> run.returns["eval"].shape
+    (8, 4)
+    """
 
     path: Path
 
     @property
     def config(self) -> Config:
-        """Every value of the run."""
+        """Every value of the run. A ConfigError where its file is damaged."""
         return rundir.open_run(self.path)
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Numbers by round: {"round": [R], "env_steps": [R], "train/return/adapt_1": [R], ...}; NaN where one lacks."""
+        """Numbers by round: {"round": [R], "env_steps": [R], "train/return/adapt_1": [R], ...}.
+
+        R: rounds done so far. "time" is in seconds since the run began. NaN: there is no such number in a round.
+        """
         rows = records.sound(self.path / rundir.METRICS)
         names = dict.fromkeys(name for row in rows for name in row)
         value = lambda x: np.nan if x is None else x
@@ -41,7 +56,11 @@ class Run:
 
     @property
     def returns(self) -> dict[str, np.ndarray]:
-        """The last evaluation: {"eval": [N, k+1], "eval_new": [n, k+1]}; {} where the run was not finished."""
+        """Returns of the last evaluation: {"eval": [N, k+1], "eval_new": [n, k+1]}; {} where there was none.
+
+        They are undiscounted returns of an episode, before adaptation and after each of k steps. "eval": the
+        federation's clients. "eval_new": n clients that were never trained on.
+        """
         rows = scoring.finals(self.path)
         found = rows[-1] if rows else {}
         names = [name for name in ("eval", "eval_new") if f"{name}/returns" in found]
@@ -49,7 +68,14 @@ class Run:
 
     @pinned()
     def state(self, step: int | None = None, best: bool = False) -> Any:
-        """The federation's state at a checkpoint: the newest good one, that of a round, or the best evaluated one.
+        """The federation's state at a checkpoint.
+
+        Args:
+          step: the checkpoint's round; by default the newest good one.
+          best: the checkpoint of the best evaluation instead.
+
+        Returns:
+          A `State`; the model is its `server.shared`.
 
         Raises:
           NoCheckpoint: there is none.
@@ -68,13 +94,20 @@ class Run:
         step: int | None = None,
         best: bool = False,
     ) -> np.ndarray:
-        """Returns [N, k+1] of an episode, before adaptation and after each of k steps.
+        """Measure what adaptation makes of the policy for each client.
 
         Args:
           clients: "all", "new" (never trained on), or how many of the federation's first clients.
-          adapt_steps: k; the run's own by default.
-          adapt_lr: a rate for each step, the last one for those that follow; the run's own by default.
+          adapt_steps: k, 0 to 100; the run's own by default.
+          adapt_lr: a rate, or one for each step, the last one for those that follow; the run's own by default.
           step, best: of the checkpoint, as for `state`.
+
+        Returns:
+          Undiscounted returns [N, k+1] of an episode, before adaptation and after each step.
+
+        Raises:
+          ConfigError: a value is not legal.
+          NoCheckpoint: there is no checkpoint.
         """
         rates = tuple(np.atleast_1d(np.asarray(adapt_lr, float)).tolist())
         if rates and self._made.config.learns_rates:
@@ -95,10 +128,26 @@ class Run:
         return np.array(scoring.old_clients(evaluation, state, count))
 
     @pinned()
-    def policy(self, client: int, adapt_steps: int = 1, *, step: int | None = None, best: bool = False) -> Callable:
-        """What a client acts with after adaptation: obs [O] or [B, O] -> action [A] or [B, A], in NumPy.
+    def policy(
+        self, client: int, adapt_steps: int = 1, *, step: int | None = None, best: bool = False
+    ) -> Callable[..., np.ndarray]:
+        """Make the function with which a client acts after adaptation.
 
-        The action is the one of the greatest density; with `rng=numpy.random.default_rng(0)` it is a sample.
+        Args:
+          client: its number, 0 to N - 1.
+          adapt_steps: steps of adaptation; 0: none.
+          step, best: of the checkpoint, as for `state`.
+
+        Returns:
+          A function obs [O] or [B, O] -> action [A] or [B, A], in NumPy. The action is the one of the greatest density.
+          With the argument rng, such as numpy.random.default_rng(0), it is a sample.
+
+        Raises:
+          ConfigError: there is no such client.
+          NoCheckpoint: there is no checkpoint.
+
+        >>> load(directory / "run").policy(client=3, adapt_steps=0)([0.1, -0.2]).shape
+        (2,)
         """
         made, state = self._made, self.state(step, best)
         if not 0 <= client < made.config.num_clients:
@@ -129,7 +178,20 @@ class Run:
         callbacks: Iterable[Callback] = (),
         quiet: bool = False,
     ) -> "Run":
-        """Go on to the last round, or to that of `rounds`; a finished run stays as it is. Returns the run itself."""
+        """Go on from the newest good checkpoint to the last round, and evaluate. A finished run stays as it is.
+
+        Args:
+          rounds: a new last round; by default the run's own.
+          loggers, callbacks, quiet: as for `train`.
+
+        Returns:
+          The run.
+
+        Raises:
+          ConfigError: a value, or the directory, is not what it has to be.
+          Diverged: the server's state is not finite any more.
+          NoCheckpoint: the run had checkpoints, and none can be used.
+        """
         config = self.config if rounds is None else replace(self.config, rounds=rounds)
         return bring(self.path, config, quiet, loggers, callbacks)
 
@@ -149,10 +211,16 @@ class Run:
 
 
 class Runs(tuple[Run, ...]):
-    """Runs of a sweep."""
+    """The runs of a sweep: a tuple of `Run`."""
 
     def report(self) -> list[dict[str, Any]]:
-        """A row for each group of runs that differ in their seeds alone and kind of clients, as `report --json`."""
+        """Summarise the runs, as `fedjax-rl report --format json` does.
+
+        Returns:
+          A row for each group of runs that differ in their seeds alone, and for each kind of clients. Keys: "group",
+          "clients", "seeds", "env_steps", "adapt_0", "adapt_1", ... (mean returns), "adapt_1_ci95" (half of the 95 %
+          interval over seeds), ...
+        """
         return tables.rows([run.path for run in self], _say)
 
     def _repr_html_(self) -> str:

@@ -2,16 +2,30 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
+from fedjax_rl.config import Config
 from fedjax_rl.host import registry
+from fedjax_rl.host.registry import Factory
+
+Batches = int | Callable[[Config], int]
 
 
-def register_environment(factory: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
-    """Make a function () -> Env an environment of this process, under its own name or another. Also a decorator.
+def register_environment(factory: Factory, name: str | None = None) -> Factory:
+    """Give an environment a name in this process. Also a decorator.
 
-    A function that takes `backend` or `observation` is given them. Another process, `resume` say, does not know the
-    name: name it there by module:name, or by an entry point.
+    Another process, such as a later `resume`, does not know the name. Where that matters, name the environment by
+    module:name or by an entry point.
+
+    Args:
+      factory: () -> Env. If it takes `backend` or `observation`, it is given those options.
+      name: the function's own by default.
+
+    Returns:
+      The factory.
+
+    Raises:
+      ConfigError: something else has the name.
 
     >>> from fedjax_rl.envs.navigation import navigation
     >>> _ = register_environment(navigation, "stroll")
@@ -21,17 +35,47 @@ def register_environment(factory: Callable[..., Any], name: str | None = None) -
     return registry.register("environment", factory, name)
 
 
-def register_algorithm(
-    factory: Callable[..., Any] | None = None, name: str | None = None, *, batches: int | Callable = 1
-) -> Callable[..., Any]:
-    """Make a function (problem, *, client_opt, ...) -> Algorithm an algorithm of this process. Also a decorator.
+@overload
+def register_algorithm(factory: Factory, name: str | None = None, *, batches: Batches = 1) -> Factory: ...
 
-    Its other keyword arguments become options, of their annotations' kinds or their defaults'.
+
+@overload
+def register_algorithm(
+    factory: None = None, name: str | None = None, *, batches: Batches = 1
+) -> Callable[[Factory], Factory]: ...
+
+
+def register_algorithm(
+    factory: Callable[..., Any] | None = None, name: str | None = None, *, batches: Batches = 1
+) -> Callable[..., Any]:
+    """Give an algorithm a name in this process. Also a decorator, with or without arguments.
+
+    The factory's other keyword arguments become options: `train` takes them by name, and `--help` shows them. Each has
+    the kind of its annotation, or of its default. `Range` bounds a number.
 
     Args:
-      factory: takes, of problem, client_opt, server_opt, local_steps, inner_lr and client_batch, what it wants.
-      name: the function's by default.
-      batches: that a selected client samples in a round; or a function of the configuration. For counting steps.
+      factory: (problem, *, ...) -> Algorithm. Of client_opt, server_opt, local_steps, inner_lr and client_batch it
+        takes what it wants.
+      name: the function's own by default.
+      batches: how many batches a selected client samples in a round, for the count of environment steps. Or a function
+        of the configuration.
+
+    Returns:
+      The factory; a decorator where none is given.
+
+    Raises:
+      ConfigError: something else has the name.
+
+    >>> @register_algorithm(batches=1)
+    ... def slow(problem, *, client_opt, server_opt, local_steps, inner_lr, factor=0.5):
+    ...     change = parts.local_change(jax.grad(problem.loss), client_opt, local_steps, None)
+    ...     def client_update(shared, client, task, key):
+    ...         batch, before = problem.sample(shared, task, key)
+    ...         less = jax.tree.map(lambda x: factor * x, change(shared, batch))
+    ...         return Upload(less, jnp.ones(())), client, parts.measured(before)
+    ...     return parts.one_model(problem, client_update, server_opt, inner_lr, None)
+    >>> slow.batches
+    1
     """
     if factory is None:
         return partial(register_algorithm, name=name, batches=batches)
@@ -39,11 +83,50 @@ def register_algorithm(
     return registry.register("algorithm", factory, name)
 
 
-def register_aggregator(factory: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
-    """Make a function () -> Aggregator a value of the option `aggregator`. Also a decorator."""
+def register_aggregator(factory: Factory, name: str | None = None) -> Factory:
+    """Give an aggregator a name in this process, for the option `aggregator`. Also a decorator.
+
+    Args:
+      factory: () -> Aggregator.
+      name: the function's own by default.
+
+    Returns:
+      The factory.
+
+    Raises:
+      ConfigError: something else has the name.
+
+    >>> import jax, jax.numpy as jnp
+    >>> @register_aggregator
+    ... def median():
+    ...     middle = lambda messages: jax.tree.map(lambda m: jnp.median(m, axis=0), messages)
+    ...     return Aggregator(lambda message: (), lambda messages, weights, state, key: (middle(messages), state))
+    >>> median().update(jnp.array([1.0, 2.0, 9.0]), jnp.ones(3), (), None)[0].item()
+    2.0
+    """
     return registry.register("aggregator", factory, name)
 
 
-def register_policy(factory: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
-    """Make a function (spec, *, hidden, activation) -> Policy a value of the option `policy`. Also a decorator."""
+def register_policy(factory: Factory, name: str | None = None) -> Factory:
+    """Give a policy a name in this process, for the option `policy`. Also a decorator.
+
+    Args:
+      factory: (spec, *, ...) -> Policy. Of the options hidden, activation, init and std it takes what it wants.
+      name: the function's own by default.
+
+    Returns:
+      The factory.
+
+    Raises:
+      ConfigError: something else has the name.
+
+    >>> import jax.numpy as jnp
+    >>> @register_policy
+    ... def linear(spec):
+    ...     init = lambda key: {"w": jnp.zeros((spec.observation_size, spec.action_size))}
+    ...     return Policy(init, lambda params, obs: (obs @ params["w"], jnp.zeros((len(obs), spec.action_size))))
+    >>> policy = linear(make_env("navigation").spec)
+    >>> policy.apply(policy.init(None), jnp.ones((3, 2)))[0].shape
+    (3, 2)
+    """
     return registry.register("policy", factory, name)

@@ -19,7 +19,7 @@ def train(
     env: str | None = None,
     *,
     preset: str = presets.DEFAULT,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     seed: int = 0,
     loggers: Iterable[Logger | Callable[[], Logger]] = (),
     callbacks: Iterable[Callback] = (),
@@ -33,20 +33,20 @@ def train(
     Args:
       algorithm: a name of `fedjax-rl list`, a registered one, or module:name.
       env: likewise; half_cheetah/direction by default.
-      preset: the lowest layer of values.
+      preset: where options that are not given have their values: "laptop", "efficient", "paper" or "tiny".
       out: the run's directory; by default a new one in runs/.
       seed: of every random draw.
-      loggers: `TensorBoard`, `WandB` or your own; see `Logger`.
+      loggers: `TensorBoard`, `WandB` or your own; see `Logger`. A class is called for each run.
       callbacks: see `Callback`.
       quiet: no progress on stderr.
       values: options of the algorithm, as they are called in config.toml: rounds=100, server_lr=1e-3, ...
 
+    Returns:
+      The run. It is finished, or a callback ended it.
+
     Raises:
       ConfigError: a value, or the directory, is not what it has to be.
-      Diverged: the server's state ceased to be finite.
-
-    Returns:
-      The run, which is finished, or ended by a callback.
+      Diverged: the server's state is not finite any more.
 
     >>> run = train("fedavg", "navigation", preset="tiny", out=directory / "run", quiet=True)
     >>> run.evaluate(adapt_steps=1).shape
@@ -66,18 +66,23 @@ def sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     halvings: int = 0,
     preset: str = presets.DEFAULT,
-    out: str | PathLike | None = None,
+    out: str | PathLike[str] | None = None,
     loggers: Iterable[Logger | Callable[[], Logger]] = (),
     callbacks: Iterable[Callback] = (),
     quiet: bool = False,
     **values: Any,
 ) -> Runs:
-    """Every point of a grid with every seed, as `fedjax-rl sweep` does: runs that can share a program do.
+    """Train every point of a grid with every seed, as `fedjax-rl sweep` does. Runs that can share a program do.
+
+    Source of the halvings: Jamieson, Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
+    Optimization", AISTATS 2016.
 
     Args:
+      seeds: of the runs at each point of the grid.
       grid: {"server_lr": [5e-4, 1e-3], ...}: every combination is run.
-      halvings: successive halving: so many times only the better half of the grid's points goes on.
-      algorithm, env, preset, out, loggers, callbacks, quiet, values: as for `train`; a logger is best given as a class.
+      halvings: h. After 1/2^h, ..., 1/2 of the rounds only the better half of the grid's points goes on. 0: all do.
+      algorithm, env, preset, out, callbacks, quiet, values: as for `train`.
+      loggers: as for `train`; give a class, so that each run has its own.
 
     Returns:
       The runs that went to the last round.
@@ -107,11 +112,19 @@ def sweep(
     return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())
 
 
-def load(directory: str | PathLike) -> Run:
-    """The run of a directory.
+def load(directory: str | PathLike[str]) -> Run:
+    """Open the run of a directory.
+
+    Opening a run imports the code that its files name. Open the runs of others only where you would run their code.
+
+    Args:
+      directory: as `train` or `fedjax-rl train` made it.
+
+    Returns:
+      The run, finished or not.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: it holds no run, or its configuration is damaged.
 
     >>> load(directory / "run").config.algorithm
     'fedavg'

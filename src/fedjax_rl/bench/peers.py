@@ -12,6 +12,7 @@ actions). Ratios are medians of the repeats' ratios, with their ranges.
 import concurrent.futures
 import multiprocessing
 from importlib import resources
+from typing import Any
 
 import jax
 import numpy as np
@@ -151,7 +152,7 @@ def episode(env, net, params, steps: int):
     import torch
 
     obs, _ = env.reset()
-    kept = ([], [], [], [])
+    kept: tuple[list[Any], ...] = ([], [], [], [])
     with torch.no_grad():
         for _ in range(steps):
             seen = torch.as_tensor(obs, dtype=torch.float32)

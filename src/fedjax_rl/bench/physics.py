@@ -1,5 +1,7 @@
 """P1: physics steps a second and their accuracy, by number of environments."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -34,9 +36,7 @@ def physics(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> lis
     rows = []
     for size in sizes or (64, 800, 4000):
         made = {name: make_run(env, name, size) for name in (backend, *COMPARED.get(backend, ()))}
-        timed = interleaved(
-            {name: lambda run=run, start=start: run(start) for name, (start, run) in made.items()}, repeats
-        )
+        timed = interleaved({name: partial(run, start) for name, (start, run) in made.items()}, repeats)
         seconds = timed.pop(backend)
         steps = size * STEPS * model.frame_skip
         figures = {"env": env, "backend": backend, "environments": size}

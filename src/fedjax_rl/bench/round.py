@@ -20,10 +20,12 @@ from fedjax_rl.algorithms.parts import chunked, local_change
 from fedjax_rl.bench.physics import COMPARED, model_of
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.config import presets
+from fedjax_rl.config.algorithms import FmrlConfig
 from fedjax_rl.envs import resolve_backend
 from fedjax_rl.envs.mujoco_env import ACTION_SCALE
 from fedjax_rl.envs.physics import native
 from fedjax_rl.federation import simulate
+from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.host.cores import cores
 from fedjax_rl.meta import adapt, meta_gradient
 from fedjax_rl.rl.surrogates import Batch
@@ -111,7 +113,7 @@ def make_sampling(run: assemble.Assembled, state: simulate.State, keep=lambda ba
 
 def without_advantages(batch: Batch) -> Batch:
     """A batch as Brax or a Gymnasium loop would leave it."""
-    return batch._replace(advantage=())
+    return batch._replace(advantage=())  # type: ignore[arg-type]  # so that nothing computes them
 
 
 def make_idle(run: assemble.Assembled) -> simulate.Simulation:
@@ -127,7 +129,7 @@ def make_idle(run: assemble.Assembled) -> simulate.Simulation:
         num_clients=c.num_clients,
         clients_per_round=c.clients_per_round,
         sample_tasks=run.env.sample_tasks,
-        aggregator=assemble.mean(),
+        aggregator=mean(),
     )
 
 
@@ -162,6 +164,7 @@ def make_replay(env: str, batches):
 def make_gradients(run: assemble.Assembled, shared, batches, chunk: int):
     """(() -> the adaptations, () -> the changes by the local steps), `chunk` clients at a time."""
     c = run.config
+    assert isinstance(c, FmrlConfig)
     inner_step = chunked(lambda p, b: adapt(run.problem.loss, p, b, c.inner_lr), chunk)
     gradient = meta_gradient(run.problem.loss, c.inner_lr, c.order)
     change = local_change(gradient, optax.sgd(c.local_lr), c.local_steps, chunk)

@@ -39,12 +39,12 @@ def interleaved(fns: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
     return seconds
 
 
-def median(values: Sequence[float]) -> float:
+def median(values: Sequence[float] | np.ndarray) -> float:
     """The middle of the repeats."""
     return float(np.median(values))
 
 
-def spread(values: Sequence[float]) -> list[float]:
+def spread(values: Sequence[float] | np.ndarray) -> list[float]:
     """[smallest, largest]."""
     return [float(min(values)), float(max(values))]
 

@@ -43,10 +43,10 @@ def one(env: str, backend: str, kind: str, devices: int, repeats: int) -> Row:
         states, alive = assemble.initial_states(group), np.ones(1, bool)
         draws = arrays.state_hash(states)
         step = placement.jit(lambda *args, group=group: assemble.round_of(group, *args), mesh, by_member=True)
-        text = step.lower(states, alive, group.values).compile().as_text()
+        text = step.lower(states, alive, group.values).compile().as_text() or ""
         after, _, metrics = step(states, alive, group.values)
         seconds = [timed(step, after, alive, group.values)[0] for _ in range(repeats)]
-        compiled = step._cache_size()
+        compiled = step._cache_size()  # type: ignore[attr-defined]  # JAX has no public count
         results[name] = (draws, arrays.flatten(after.server.shared), metrics, text, median(seconds), compiled)
     apart = [
         np.linalg.norm(value - results["many"][1][key]) / np.linalg.norm(value)

@@ -1,11 +1,16 @@
 """P2: what a client's learning costs, exact against first order, in time and in FLOPs."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 
 from fedjax_rl import config
 from fedjax_rl.bench.round import make_gradients, make_sampling
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.config import presets
+from fedjax_rl.config.algorithms import FmrlConfig
 from fedjax_rl.meta import meta_gradient
 from fedjax_rl.runs import assemble
 
@@ -28,7 +33,7 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     batches = jax.block_until_ready(make_sampling(runs["first"], state)())
     chunk = 1 if jax.default_backend() == "cpu" else size
     parts = {order: make_gradients(run, state.server.shared, batches, chunk) for order, run in runs.items()}
-    seconds = interleaved({order: lambda part=part: (part[0](), part[1]()) for order, part in parts.items()}, repeats)
+    seconds = interleaved({order: partial(_both, *part) for order, part in parts.items()}, repeats)
     ratio = [second / first for first, second in zip(seconds["first"], seconds["second"], strict=True)]
     flops = {order: gradient_flops(run, state.server.shared, batches) for order, run in runs.items()}
     return row(
@@ -44,8 +49,14 @@ def one(env: str, backend: str, size: int, repeats: int) -> Row:
     )
 
 
+def _both(adaptations: Callable[[], Any], changes: Callable[[], Any]) -> tuple[Any, Any]:
+    return adaptations(), changes()
+
+
 def gradient_flops(run: assemble.Assembled, shared, batches) -> float:
     """Floating-point operations of one meta-gradient of one client, as the compiler counts them."""
+    assert isinstance(run.config, FmrlConfig)
     gradient = meta_gradient(run.problem.loss, run.config.inner_lr, run.config.order)
     inner, outer = jax.tree.map(lambda x: x[0], batches)
-    return jax.jit(gradient).lower(shared, inner, outer).compile().cost_analysis()["flops"]
+    counted: Any = jax.jit(gradient).lower(shared, inner, outer).compile().cost_analysis()
+    return counted["flops"]

@@ -136,6 +136,7 @@ def _go(config: Config, directory: Path, as_json: bool, quiet: bool, log: tuple[
     config = runner.with_engine(directory, config)
     with _continued(directory):
         [result] = runner.run_group([config], [directory], reporter, hooks)
+    assert result is not None, "a run alone that diverges has raised"
     if not rundir.is_reader():
         _print_result(result, directory, (time.perf_counter() - began) / 60, as_json)
     return _how_heard({directory: config})

@@ -29,16 +29,16 @@ class MachineOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.join_timeout <= 86400:
             raise ConfigError(f"--join-timeout {self.join_timeout}: must be an integer, 1 to 86400 seconds")
-        given = (self.num_processes, self.process_id)
+        count, number = self.num_processes, self.process_id
         if self.coordinator in (None, "auto"):
-            if given != (None, None):
+            if (count, number) != (None, None):
                 raise ConfigError("--num-processes and --process-id: need --coordinator HOST:PORT")
             return
         if not re.fullmatch(r".+:\d+", self.coordinator):
             raise ConfigError(f"--coordinator {self.coordinator}: must be HOST:PORT of the first process, or auto")
-        if None in given or not 0 <= self.process_id < self.num_processes:
+        if count is None or number is None or not 0 <= number < count:
             raise ConfigError(
-                f"--num-processes {self.num_processes} --process-id {self.process_id}: "
+                f"--num-processes {count} --process-id {number}: "
                 "both are needed with --coordinator HOST:PORT, the second from 0 to the first less 1"
             )
 
@@ -147,7 +147,7 @@ def parse_train(argv: Sequence[str], command: str = "train", what: Any = TrainOp
     env = early.env or environment.get("env") or file_layer.get("env")
     layers = (presets.preset(early.preset, algorithm, env), file_layer, environment)
     defaults = build(algorithm, *layers)
-    cls = type(defaults)
+    cls: Any = type(defaults)
 
     @dataclass(frozen=True)
     class Train:

@@ -48,6 +48,7 @@ def start(command: str, options: Any, config: Any, directory: Path | None) -> No
     """Compare what all processes of the run must share, and start JAX in them; nothing is written or compiled yet."""
     if options.coordinator is None:
         return
+    assert directory is not None, "join_run has seen to it"
     from fedjax_rl.envs import engine
     from fedjax_rl.federation import placement
     from fedjax_rl.runs import provenance, rundir

@@ -18,7 +18,14 @@ MOST = 1e9
 
 
 class Range(NamedTuple):
-    """The legal values of a number, ends included: `mu: Annotated[float, Range(0, 1)] = 0.1`."""
+    """The legal values of a number that is an option of your own algorithm.
+
+    In the factory's signature: `mu: Annotated[float, Range(0, 1)] = 0.1`.
+
+    Attributes:
+      low: the smallest legal value.
+      high: the largest legal value.
+    """
 
     low: float
     high: float

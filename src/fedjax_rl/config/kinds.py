@@ -12,7 +12,7 @@ _KIND = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,3}(?:-[1-9]\d{0,3})*):(tanh|relu)
 class Kind(NamedTuple):
     """count clients whose policy has these hidden layers, and whose local steps have this rate (None: local_lr)."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     hidden: tuple[int, ...]
     activation: str
     rate: float | None

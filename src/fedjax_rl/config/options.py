@@ -25,7 +25,20 @@ LATER = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options that every algorithm shares."""
+    """Every value of a run, checked. This class has the options that all algorithms share.
+
+    An algorithm has a subclass with its own options too. `dataclasses.replace` makes a changed copy. What each option
+    means, with its unit, is in `fedjax-rl train ALGORITHM --help`.
+
+    Raises:
+      ConfigError: a value is not legal. The line names the option, the value and the legal range.
+
+    >>> Config(rounds=3).rounds
+    3
+    >>> Config(rounds=0)
+    Traceback (most recent call last):
+    fedjax_rl.host.exits.ConfigError: rounds = 0: must be an integer, 1 to 1e+09; choose a value in that range
+    """
 
     algorithm: ClassVar[str] = ""
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
@@ -112,7 +125,7 @@ class Config:
 
     @property
     def batches(self) -> int:
-        """Batches that a selected client samples in a round."""
+        """The number of batches, of E episodes each, that a selected client samples in a round."""
         return 1
 
 

@@ -4,6 +4,7 @@ Imports neither jax nor mujoco, so that a mistake is answered at once.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, NamedTuple
@@ -20,10 +21,10 @@ class Rule(NamedTuple):
     kind: whatever the registry has of this kind, guests too. "" for none.
     """
 
-    low: float | None = None
-    high: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
     above: bool = False
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str, ...] = ()
     kind: str = ""
 
     def __str__(self) -> str:

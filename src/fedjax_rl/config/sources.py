@@ -118,7 +118,7 @@ def to_toml(config: Config) -> str:
 def to_sealed_toml(config: Config) -> str:
     """The same with the hash of what decides the result, for a run's own file: `loads` notices a changed value."""
     text = to_toml(config)
-    return f"{text}{SEAL}{_seal(*_values(text, 'the configuration'))}\n"
+    return f"{text}{SEAL}{_seal(config.algorithm, _values(text, 'the configuration')[1])}\n"
 
 
 def _seal(algorithm: str, values: Mapping[str, Any]) -> str:

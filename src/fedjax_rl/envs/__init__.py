@@ -10,18 +10,21 @@ __all__ = ["Env", "EnvSpec", "EnvState", "engine", "make_env", "platform", "reso
 
 
 def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> Env:
-    """The environment of that name.
+    """Make the environment of a name.
 
     Args:
-      name: one of `fedjax-rl list`; brax/NAME or gymnax/NAME for any environment of these, where ?FIELD=LOW:HIGH and
-        ?horizon=STEPS may follow; or a guest's: a registered name, the name of an entry point, or module:name.
-      backend: "auto", "native" (C MuJoCo on the host, one callback a step), "fused" (C++ made for the robot) or "mjx"
-        (inside the compiled program). Environments in pure JAX have only the latter kind and take any.
+      name: one of `fedjax-rl list`. Or brax/NAME or gymnax/NAME for any environment of these, where ?FIELD=LOW:HIGH and
+        ?horizon=STEPS may follow. Or one of your own: a registered name, the name of an entry point, or module:name.
+      backend: the physics engine: "native" (C MuJoCo on the host, one callback a step), "fused" (C++ made for the
+        robot), "mjx" (inside the compiled program) or "auto". Environments in pure JAX take any of them.
       observation: of half-cheetah and ant, "maml" (the columns of the published lineage) or "compact" (without absolute
         positions). The others have one observation each.
 
+    Returns:
+      The environment. One of your own is tried first: shapes, types, finite numbers.
+
     Raises:
-      ValueError: there is no such environment, or a guest's is not sound; the line names it and its fault.
+      ValueError: there is no such environment, or one of your own is not sound. The line names it and its fault.
 
     >>> make_env("navigation").spec.horizon
     100

@@ -10,13 +10,20 @@ from fedjax_rl.types import Array, Key, Task, Tree
 
 
 class EnvSpec(NamedTuple):
-    """Static facts: name, observation and action sizes, the fixed horizon in environment steps.
+    """What of an environment never changes.
 
-    `num_actions` is 0 where actions are vectors [A] of floats. Else there are so many to choose from: an action is then
-    an int32 [1] from 0 to num_actions - 1, and `action_size` is 1.
+    Attributes:
+      name: what people call it.
+      observation_size: O, entries of an observation.
+      action_size: A, entries of an action; 1 where actions are discrete.
+      horizon: T, environment steps of an episode; an episode may be over before.
+      init_inputs: the number of inputs for which the policy's first layer is initialised. It is O, except where a
+        published lineage had more columns that were always zero and are dropped here.
+      num_actions: 0 where an action is [A] float. Else there are so many to choose from: an action is then [1] int32,
+        0 to num_actions - 1.
 
-    `init_inputs` is the number of inputs that the first layer of the policy should be initialised for, where that
-    differs from `observation_size` (columns that a published lineage kept constantly zero and that are dropped here).
+    >>> EnvSpec("windy", observation_size=2, action_size=2, horizon=30, init_inputs=2).num_actions
+    0
     """
 
     name: str
@@ -30,8 +37,13 @@ class EnvSpec(NamedTuple):
 class EnvState(NamedTuple):
     """One episode's state: what the environment carries, and what the last step showed.
 
-    `reward` () is the last step's; `done` () bool says that the episode ended with it. There is no automatic reset:
-    the rollout masks whatever follows `done`.
+    There is no automatic reset: the rollout masks whatever follows `done`.
+
+    Attributes:
+      physics: what the environment needs for the next step, any pytree.
+      obs: [O] float32, what the policy sees.
+      reward: () float32, of the last step.
+      done: () bool, did the episode end with the last step?
     """
 
     physics: Tree
@@ -41,12 +53,21 @@ class EnvState(NamedTuple):
 
 
 class Env(NamedTuple):
-    """reset(key, task) -> state; step(state, action [A], task) -> state; sample_tasks(key, n) -> tasks [n, ...]; spec.
+    """An environment: pure functions of one client's one episode, with the task as an argument.
 
-    `sample_tasks` draws by identity: task i depends on the key and on i alone, never on n.
+    Attributes:
+      reset: (key, task) -> the state in which an episode begins.
+      step: (state, action [A], task) -> the next state.
+      sample_tasks: (key, n) -> tasks [n, ...]. It draws by identity: task i depends on the key and on i, never on n.
+      spec: what never changes.
+      describe: task -> the task in words, for films.
+      mjcf: the text of the robot whose qpos is `state.physics.qpos`, for films; "" where there is no picture.
 
-    For films: `describe` says a task in words, and `mjcf` is the text of the robot whose qpos the state's physics has
-    ("": there is no picture).
+    >>> import jax, jax.numpy as jnp
+    >>> env = make_env("navigation")
+    >>> state = env.reset(jax.random.key(0), task=jnp.ones(2))
+    >>> env.step(state, jnp.zeros(2), jnp.ones(2)).obs.shape
+    (2,)
     """
 
     reset: Callable[[Key, Task], EnvState]

@@ -10,23 +10,72 @@ from fedjax_rl.types import Array, Key
 
 
 def directions(key: Key, n: int) -> Array:
-    """[n]: +1, -1, +1, ... by the client's number: balanced for every even n. The key is unused."""
+    """Directions of n clients: +1, -1, +1, ... by the client's number, so that every even n is balanced.
+
+    Args:
+      key: not used.
+      n: the number of clients.
+
+    Returns:
+      Tasks [n] float32.
+
+    >>> tasks.directions(None, 3).tolist()
+    [1.0, -1.0, 1.0]
+    """
     del key
     return 1.0 - 2.0 * (jnp.arange(n) % 2).astype(jnp.float32)
 
 
 def say_direction(task: Array) -> str:
-    """A direction in words."""
+    """Say a direction in words.
+
+    Args:
+      task: (), as `directions` makes it.
+
+    Returns:
+      The words.
+
+    >>> tasks.say_direction(-1.0)
+    'backwards'
+    """
     return "forwards" if task > 0 else "backwards"
 
 
 def say_speed(task: Array) -> str:
-    """A speed in words."""
+    """Say a speed in words.
+
+    Args:
+      task: () in m/s.
+
+    Returns:
+      The words.
+
+    >>> tasks.say_speed(1.5)
+    '1.50 m/s'
+    """
     return f"{float(task):.2f} m/s"
 
 
-def uniform(low: float | Array, high: float | Array, shape: tuple[int, ...] = ()) -> Callable[[Key, int], Array]:
-    """(key, n) -> [n, *shape] ~ U[low, high), client i's from the key folded with i."""
+def uniform(
+    low: float | Array | np.ndarray, high: float | Array | np.ndarray, shape: tuple[int, ...] = ()
+) -> Callable[[Key, int], Array]:
+    """Make a function that draws the clients' tasks uniformly, each entry from U[low, high).
+
+    Client i's task depends on the key and on i, never on how many clients there are.
+
+    Args:
+      low: the smallest value; a number, or an array like `shape`.
+      high: the end of the range, itself not drawn; likewise.
+      shape: of one task; () is a number.
+
+    Returns:
+      A function (key, n) -> tasks [n, *shape] float32.
+
+    >>> import jax
+    >>> draw = tasks.uniform(-1.0, 1.0, (2,))
+    >>> bool((draw(jax.random.key(0), 5)[:3] == draw(jax.random.key(0), 3)).all())
+    True
+    """
 
     def draw(key: Key, i: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, i), shape, minval=low, maxval=high)
@@ -35,9 +84,16 @@ def uniform(low: float | Array, high: float | Array, shape: tuple[int, ...] = ()
 
 
 def ranges(fields: Mapping[str, tuple[float, float]]) -> tuple[Callable[[Key, int], Array], Callable[[Array], str]]:
-    """(sample_tasks, describe) of tasks [F] with an entry U[low, high) for each field; without fields, of the task 0.
+    """Make tasks [F] of F named numbers, each drawn uniformly from U[low, high); without fields, the one task 0.
 
-    >>> draw, say = ranges({"length": (0.1, 0.9)})
+    Args:
+      fields: (low, high) by name.
+
+    Returns:
+      (sample_tasks, describe), as an `Env` has them.
+
+    >>> import jax, jax.numpy as jnp
+    >>> draw, say = tasks.ranges({"length": (0.1, 0.9)})
     >>> draw(jax.random.key(0), 3).shape, say(jnp.array([0.43]))
     ((3, 1), 'length 0.43')
     """

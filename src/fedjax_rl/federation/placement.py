@@ -35,7 +35,7 @@ def make_mesh(members: int = 1) -> Mesh | None:
     return jax.make_mesh((rows, count // rows), (MEMBERS, CLIENTS), axis_types=(AxisType.Auto,) * 2)
 
 
-def jit(fn: Callable, mesh: Mesh | None, *, by_member: bool = False, **options: Any) -> Callable:
+def jit(fn: Callable, mesh: Mesh | None, *, by_member: bool = False, **options: Any) -> jax.stages.Wrapped:
     """`jax.jit` of `fn` on the mesh; arguments and results are whole on every device.
 
     With `by_member`, the leading axis of all arguments and results is that of the members, whom the mesh's rows share.
@@ -94,12 +94,13 @@ def ask_cluster(timeout: int) -> tuple[str, int, int, Any]:
     """
     from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize() asks as well
 
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    found = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, timeout)
-    if None in found[:3]:
+    asked = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    found = ClusterEnv.auto_detect_unset_distributed_params(asked, None, None, None, None, timeout)
+    address, count, number, devices = found
+    if address is None or count is None or number is None:
         needed = "--coordinator HOST:PORT, --num-processes and --process-id"
         raise ConfigError(f"--coordinator auto: this is no cluster that JAX knows; give {needed}")
-    return found
+    return address, count, number, devices
 
 
 def start_processes() -> None:
@@ -111,6 +112,7 @@ def start_processes() -> None:
       ProcessLost: JAX cannot start.
     """
     line = lifeline.joined()
+    assert line is not None, "the processes meet before JAX starts in them"
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which is ours
     for_ever = 7 * 24 * 3600  # s
     service = f"127.0.0.1:{line.service}"
@@ -181,7 +183,7 @@ def _gather(rows: Tree) -> Tree:
         parts = jnp.split(whole, np.cumsum([sizes[i] for i in places])[:-1], axis=1)
         for i, part in zip(places, parts, strict=True):
             raw[i] = part.reshape(len(whole), *raw[i].shape[1:])
-    return treedef.unflatten([_typed_as(x, like) for x, like in zip(raw, leaves, strict=True)])
+    return jax.tree.unflatten(treedef, [_typed_as(x, like) for x, like in zip(raw, leaves, strict=True)])
 
 
 def _is_key(x: Array) -> bool:

@@ -10,10 +10,8 @@ import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import placement, selection
+from fedjax_rl.federation.metrics import of_round
 from fedjax_rl.types import (
-    HEALTH,
-    NONFINITE_ENVS,
-    STRAGGLERS,
     Aggregate,
     Aggregator,
     Algorithm,
@@ -28,12 +26,20 @@ from fedjax_rl.types import (
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
 FILM, DROPOUT, EVALUATE_NEW = range(10, 13)
-WHO = "who/"  # of metrics [M] that are not numbers of a round but its clients: their ids, and true or false of each
-SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
 
 
 class State(NamedTuple):
-    """Everything that a run needs to continue. Leaves of clients, tasks and uplink are [N, ...]."""
+    """Everything that a federation needs to go on.
+
+    Attributes:
+      server: the server's state; `server.shared` is what clients are sent.
+      clients: what each client keeps, leaves [N, ...].
+      tasks: each client's task, leaves [N, ...].
+      uplink: the state of what each client applies to its messages, leaves [N, ...].
+      aggregator: what the aggregator keeps.
+      round: () int32, rounds done.
+      key: the root key, from which all draws follow; it stays the same.
+    """
 
     server: Server
     clients: Tree
@@ -45,11 +51,11 @@ class State(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """A federation.
+    """A federation, as `make_simulation` makes it.
 
     Attributes:
-      init: key -> State.
-      round: State -> (State, metrics).
+      init: key -> State, before the first round.
+      round: State -> (State, metrics), one round; metrics are numbers by name.
       cohort: State -> (ids [M], shared, client and uplink states [M], tasks [M], keys [M]): who works in the coming
         round, and with what.
       work: (shared, (client, uplink state), task, key) -> (upload, (client, uplink state), metrics): what one client
@@ -83,27 +89,45 @@ def make_simulation(
     uplink: optax.GradientTransformation | None = None,
     dropout: Array | float = 0.0,
 ) -> Simulation:
-    """A federation of N = num_clients clients, M = clients_per_round of whom work in a round.
+    """Make a federation of N clients, M of whom work in a round.
 
     round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
     -> server_update -> (again from the clients' update on, for every further exchange of the algorithm) -> scatter the
     states back. Only the selected compute.
 
-    A client of weight 0, or whose message (or its norm) or new state is not finite, leaves no trace: its message is
-    replaced before any sum and its old state kept; it is silent in the round's further
+    Some clients leave no trace: those of weight 0, and those whose message (or its norm) or new state is not finite.
+    Such a message is replaced before any sum, and the client keeps its old state. It is silent in the round's further
     exchanges. When nobody is left the server stays as it was.
 
+    Source: the rounds of McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017, Algorithm 1, with any client and server update.
+
     Args:
-      algorithm: the six functions.
+      algorithm: what a client and the server do.
       num_clients: N.
       clients_per_round: M <= N.
       sample_tasks: (key, N) -> tasks [N, ...].
       aggregator: how M messages become one.
       select: (key, N, M) -> ids [M], ascending.
-      uplink: what every client applies to its message before sending, with a state of its own per client (None:
-        nothing).
-      dropout: probability that a selected client drops out of the round; whether it does is drawn for each client and
-        round by itself.
+      uplink: what every client applies to its message before sending. Each has a state of its own. None: nothing.
+      dropout: probability that a selected client drops out of the round, drawn for each client and round by itself.
+
+    Returns:
+      The federation. Nothing has been computed yet.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from fedjax_rl.algorithms.fedavg import fedavg
+    >>> from fedjax_rl.federation.aggregators import mean
+    >>> loss = lambda x, task: jnp.sum((x - task) ** 2)
+    >>> sample = lambda x, task, key: (task, Stats(-loss(x, task), jnp.int32(0)))
+    >>> rates = {"client_opt": optax.sgd(0.1), "server_opt": optax.sgd(1.0), "local_steps": 5, "inner_lr": 0.1}
+    >>> algorithm = fedavg(Problem(lambda key: jnp.zeros(2), sample, loss), **rates)
+    >>> sizes = {"num_clients": 4, "clients_per_round": 2}
+    >>> ones = lambda key, n: jnp.ones((n, 2))
+    >>> simulation = make_simulation(algorithm, sample_tasks=ones, aggregator=mean(), **sizes)
+    >>> state, metrics = run_rounds(simulation, simulation.init(jax.random.key(0)), 20)
+    >>> state.server.shared.round(3).tolist(), metrics["train/return/adapt_0"].shape
+    ([1.0, 1.0], (20,))
     """
     uplink = optax.identity() if uplink is None else uplink
 
@@ -119,7 +143,7 @@ def make_simulation(
         sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
         return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
 
-    def cohort(state: State):
+    def cohort(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
         ids = select(stream(state.key, SELECT, state.round), num_clients, clients_per_round)
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
         return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
@@ -150,13 +174,15 @@ def make_simulation(
 
     def exchange_again(server, aggregator_state, own, tasks, keys, heard, server_keys):
         """The exchanges after the first, by those who were heard in it: the same, and who was finite in all [M]."""
+        assert algorithm.exchanges is not None
         count, update = algorithm.exchanges
 
         def one(carry, number):
             server, aggregator_state, own = carry
 
             def work_again(shared, own, task, key):
-                return sent(*update(shared, own[0], task, jax.random.fold_in(key, number), number), own[1])
+                upload, client = update(shared, own[0], task, jax.random.fold_in(key, number), number)
+                return sent(upload, client, own[1])
 
             results = placement.map_clients(work_again, num_broadcast=1)(server.shared, own, tasks, keys)
             now = [jax.random.fold_in(key, number) for key in server_keys]
@@ -181,7 +207,7 @@ def make_simulation(
             )
             finite &= still
         exchanges = algorithm.exchanges[0] if algorithm.exchanges else 1  # what the last one sends is not used
-        metrics = _metrics(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
+        metrics = of_round(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
         return State(
             server=server,
             clients=trees.put(state.clients, ids, kept[0]),
@@ -200,36 +226,20 @@ def _one(rows: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
 
 
-def _metrics(
-    ids: Array, heard: Array, finite: Array, client_metrics: Metrics, message: Tree, shared: Tree, exchanges: int
-) -> Metrics:
-    """A round's numbers: means over the clients heard, counts over the selected, and bytes sent up and down."""
-    counts = {name: value for name, value in client_metrics.items() if name.startswith(HEALTH)}
-    means = {name: value for name, value in client_metrics.items() if name not in counts}
-    up = trees.num_bytes(message) * exchanges
-    down = trees.num_bytes(shared) * exchanges if up else 0  # those who send nothing, `independent`, are sent nothing
-    who = {"selected": ids, "unheard": ~heard} | {
-        name.removeprefix(HEALTH): value > 0 for name, value in counts.items() if name == STRAGGLERS
-    }
-    suspect = ~finite | (counts.get(NONFINITE_ENVS, jnp.zeros_like(ids)) > 0)
-    return {
-        **{f"train/{name}": _mean_where(heard, value) for name, value in means.items()},
-        **{name: value.sum() for name, value in counts.items()},
-        "health/dropped_clients": (~heard).sum(),
-        "health/nonfinite_clients": (~finite).sum(),
-        **{f"{WHO}{name}": value for name, value in who.items()},
-        SUSPECT: jnp.where(suspect.any(), ids[jnp.argmax(suspect)], -1),
-        "comm/up_bytes": heard.sum() * float(up),
-        "comm/down_bytes": jnp.asarray(heard.size * float(down)),
-    }
+def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
+    """Run rounds of a federation as one compiled program. `make_simulation` has an example.
 
+    Args:
+      simulation: the federation.
+      state: its state. It is donated: its memory is used again, and the state cannot be.
+      num_rounds: how many rounds; another number is another program.
 
-def _mean_where(chosen: Array, values: Array) -> Array:
-    """Mean of values [M] over the chosen ones; NaN when nobody is chosen."""
-    return jnp.where(chosen, values, 0.0).sum() / jnp.where(chosen.any(), chosen.sum(), jnp.nan)
+    Returns:
+      (state, metrics): the new state, and numbers by name, leaves [num_rounds, ...].
+    """
+    return _run_rounds(simulation, state, num_rounds)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
-def run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
-    """`num_rounds` rounds as one compiled program, the state donated; metrics are [num_rounds]."""
+def _run_rounds(simulation: Simulation, state: State, num_rounds: int) -> tuple[State, Metrics]:
     return jax.lax.scan(lambda s, _: simulation.round(s), state, length=num_rounds)

@@ -23,7 +23,10 @@ class Refusal(Exception):
 
 
 class ConfigError(Refusal, ValueError):
-    """A mistake of the person who typed the configuration, or a file that is not what it has to be (exit code 2)."""
+    """A value, a name or a file is not what it has to be (exit code 2).
+
+    Its text is one line: what is wrong, and what is legal. It is a ValueError too.
+    """
 
 
 class CannotWrite(Refusal):
@@ -33,7 +36,12 @@ class CannotWrite(Refusal):
 
 
 class NoCheckpoint(Refusal):
-    """No step of a run can be used; `run` is its directory."""
+    """A run has no checkpoint that can be used (exit code 4).
+
+    Args:
+      message: one line for people.
+      run: the run's directory; also an attribute.
+    """
 
     code = NO_CHECKPOINT
 

@@ -28,7 +28,7 @@ def explain(error: OSError) -> str:
     """One line of an error of the operating system: the path, the reason, what to do."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     reason = error.strerror or str(error) or type(error).__name__
-    remedy = REMEDIES.get(error.errno)
+    remedy = REMEDIES.get(error.errno or 0)
     return f"{where}{reason}" + (f"; {remedy}" if remedy else "")
 
 

@@ -13,11 +13,12 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from fedjax_rl.host.asked import Prefix, asked
 from fedjax_rl.host.exits import ConfigError
 
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # The only lists to touch when one of ours is added.
 OWN: dict[str, dict[str, str]] = {
@@ -55,7 +56,7 @@ def names(kind: str) -> tuple[str, ...]:
     return (*OWN[kind], *_REGISTERED[kind])
 
 
-def register(kind: str, factory: Callable, name: str | None = None) -> Callable:
+def register(kind: str, factory: Factory, name: str | None = None) -> Factory:
     """Give a factory a name in this process; the name of the function by default.
 
     Raises:

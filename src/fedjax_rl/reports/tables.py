@@ -61,9 +61,8 @@ def record(group: Setting, first: Setting, name: str) -> dict[str, Any]:
     """
     scores = group.scores(name)  # [S, N, k+1]
     seeds, count, columns = scores.shape
-    row = {"group": group.label, "backend": group.runs[0].config.backend, "clients": CLIENTS[name]}
-    row |= {"seeds": seeds, "num_clients": count}
-    row["env_steps"] = group.env_steps()
+    row: dict[str, Any] = {"group": group.label, "backend": group.runs[0].config.backend, "clients": CLIENTS[name]}
+    row |= {"seeds": seeds, "num_clients": count, "env_steps": group.env_steps()}
     for j in range(columns):
         row |= _over_seeds(f"adapt_{j}", scores[:, :, j].mean(axis=1))
     if columns > 1:
@@ -159,6 +158,7 @@ def _note(rows: Sequence[dict[str, Any]]) -> str:
 
 def _latex(cell: str) -> str:
     """A cell with LaTeX's special characters escaped, and signs as mathematics sets them."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    text = cell.translate(str.maketrans({**special, **{mark: "\\" + mark for mark in "&%$#_{}"}}))
+    special: dict[str, str | int | None] = {mark: "\\" + mark for mark in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    text = cell.translate(str.maketrans(special))
     return re.sub(r"-(?=\d)", "$-$", text)

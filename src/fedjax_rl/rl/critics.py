@@ -1,7 +1,7 @@
 """Value functions whose parameters live beside the policy's, so that whatever federates the one federates the other."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ def mlp_critic(spec: EnvSpec, *, hidden: tuple[int, ...] = (64, 64)) -> Critic:
 
     def apply(params: Params, obs: Array, tau: Array) -> Array:
         chex.assert_rank([obs, tau], [2, 1])
-        return net.apply({"params": params}, jnp.concatenate([obs, tau[:, None]], axis=1))
+        values: Any = net.apply({"params": params}, jnp.concatenate([obs, tau[:, None]], axis=1))
+        return values
 
     return Critic(init, apply)
 

@@ -52,8 +52,8 @@ def _mapped(fns: list[Callable], block: Sequence[int], at_once: int | None) -> C
 
         def one(fn: Callable) -> Callable:
             def of(own: list[Array]) -> Tree:
-                own = iter(own)
-                merged = [next(own) if row else x for x, row in zip(leaves, is_row, strict=True)]
+                mine = iter(own)
+                merged = [next(mine) if row else x for x, row in zip(leaves, is_row, strict=True)]
                 return fn(*jax.tree.unflatten(treedef, merged))
 
             return of
@@ -138,7 +138,7 @@ def mixed_problem(mixed: Problem, problems: Sequence[Problem], block: Sequence[i
 
     rows = Rows([problem.init for problem in problems])
 
-    def scalar(fns: Sequence[Callable], data_count: int) -> Callable:
+    def scalar(fns: Sequence[Any], data_count: int) -> Callable:
         fns = [_on_rows(rows, k, fn) for k, fn in enumerate(fns)]
         value = by_kind(fns, block, at_once)
         value_and_gradient = by_kind([jax.value_and_grad(fn) for fn in fns], block, at_once)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,9 +22,13 @@ STDS = ("free", "state")
 
 
 class Policy(NamedTuple):
-    """init: key -> parameters; apply: (parameters, obs [B, O]) -> the head of `distribution`, leaves [B, ...].
+    """A policy: what a network says about actions, for a batch of B observations.
 
-    The head of the Gaussian, the default, is (mean [B, A], log_std [B, A]).
+    Attributes:
+      init: key -> parameters.
+      apply: (parameters, obs [B, O]) -> the head of the distribution, leaves [B, ...]. The head of the Gaussian is
+        (mean [B, A], log_std [B, A]).
+      distribution: what a head means: how actions are drawn, and their log-probability. The Gaussian by default.
     """
 
     init: Callable[[Key], Params]
@@ -38,7 +42,7 @@ def xavier_uniform(fan_in: int) -> Callable[..., Array]:
     `fan_in` is I, except in a first layer whose lineage also had constantly zero inputs, which are dropped here.
     """
 
-    def init(key: Key, shape: tuple[int, int], dtype=jnp.float32) -> Array:
+    def init(key: Key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
         limit = math.sqrt(6.0 / (fan_in + shape[1]))
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
@@ -76,7 +80,7 @@ class MLP(nn.Module):
         kernel, bias = INITS[self.initial]
 
         def dense(x: Array, width: int, fan_in: int, name: str) -> Array:
-            inits = {"kernel_init": kernel(fan_in), "bias_init": bias(fan_in)}
+            inits: dict[str, Any] = {"kernel_init": kernel(fan_in), "bias_init": bias(fan_in)}
             return nn.Dense(width, **inits, precision=HIGHEST, name=name)(x)
 
         x, fan_in = obs, self.init_inputs
@@ -139,7 +143,7 @@ def gaussian_mlp(
     if std not in STDS:
         raise ValueError(f"unknown std {std!r}; one of {', '.join(STDS)}")
     size = spec.action_size
-    layers = {"hidden": hidden, "activation": activation, "init": init}
+    layers: dict[str, Any] = {"hidden": hidden, "activation": activation, "init": init}
     if std == "state":
         head = lambda mean, raw: (mean, jnp.log(jax.nn.softplus(raw) + MIN_STD))
         return _perceptron(spec, GAUSSIAN, head, (("mean", size), ("std", size)), **layers)
@@ -157,7 +161,7 @@ def categorical_mlp(
     """
     if not spec.num_actions:
         raise ValueError(f"policy categorical_mlp: {spec.name} has continuous actions; take gaussian_mlp, or mlp")
-    layers = {"hidden": hidden, "activation": activation, "init": init}
+    layers: dict[str, Any] = {"hidden": hidden, "activation": activation, "init": init}
     return _perceptron(spec, CATEGORICAL, lambda logits: logits, (("logits", spec.num_actions),), **layers)
 
 
@@ -174,7 +178,7 @@ def mlp(
     Raises:
       ValueError: as for these; or `std` is given where actions are discrete.
     """
-    layers = {"hidden": hidden, "activation": activation, "init": init}
+    layers: dict[str, Any] = {"hidden": hidden, "activation": activation, "init": init}
     if not spec.num_actions:
         return gaussian_mlp(spec, std=std, **layers)
     if std != "free":

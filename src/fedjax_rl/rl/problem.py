@@ -48,22 +48,53 @@ def make_problem(
     scale: str = "normalised",
     reduction: str = "mean",
 ) -> Problem:
-    """The problem of acting in `env` with `policy`, `episodes` episodes a batch.
-
-    With S the surrogate's terms, H the policy's entropy, v the critic's output, G the discounted return-to-go and h the
-    effective horizon, all means over valid steps (Schulman et al., "Proximal Policy Optimization Algorithms", 2017,
-    Eq. 9, with the value error in units of h):
+    """Make the problem of acting in an environment with a policy.
 
       loss = -mean(S) - entropy_coef mean(H) + value_coef mean((v - G / h)^2)
 
-    Without a critic the last term is absent and advantages come from a linear baseline fitted to the very episodes; or
-    from no baseline at all (`baseline` False): with gae_lambda 1 they are then the returns-to-go, as in REINFORCE
-    (Williams 1992). `scale` is one of SCALES. With `reduction` "sum", means over valid steps become sums over an
-    episode's steps, averaged over the episodes.
-    With one they come from its values h v at the sampling parameters, which live in the policy's parameters under
-    "critic". One surrogate serves the inner and the outer objective of a meta-learning algorithm alike. At the sampling
-    parameters all surrogates have one gradient, so that the choice then shows in the inner curvature only; in later
-    local steps it shows in the outer gradient as well.
+    S: the surrogate's terms. H: the policy's entropy. v: the critic's output. G: the discounted return-to-go. h: the
+    effective horizon, sum_{t < T} discount^t. Means are over the steps before an episode's end.
+
+    Without a critic the last term is absent. Advantages then come from a linear baseline, fitted to the same episodes.
+    Or there is no baseline: with gae_lambda 1 they are then the returns-to-go, as in REINFORCE (Williams 1992).
+    With a critic they come from its values h v at the sampling parameters. Its parameters are in the policy's, under
+    "critic".
+
+    One surrogate serves the inner and the outer objective of meta-learning. At the sampling parameters all surrogates
+    have one gradient: there the choice shows in the inner curvature only. After the first local step it shows in the
+    outer gradient too.
+
+    Source: Schulman et al., "Proximal Policy Optimization Algorithms", 2017, Eq. 9, with the value error in units of h.
+
+    Args:
+      env: the environment.
+      policy: the policy that acts in it.
+      episodes: E, episodes of a batch.
+      discount: of one step.
+      gae_lambda: lambda of generalised advantage estimation.
+      clip: epsilon of the "ratio" surrogate, the only one that is clipped.
+      surrogate: "ratio", "log" or "dice".
+      critic: a neural value function, or None.
+      value_coef: weight of the critic's error.
+      entropy_coef: weight of the entropy.
+      baseline: without a critic, is there the linear baseline?
+      scale: of the advantages: "normalised" (by their mean and deviation), "whitened" (the same with n - 1) or "plain".
+      reduction: "mean", as in the formula; or "sum" over an episode's steps, then the mean over the episodes.
+
+    Returns:
+      The problem.
+
+    Raises:
+      ValueError: there is no such surrogate, scale or reduction.
+
+    >>> import jax
+    >>> from fedjax_rl.rl.policies import gaussian_mlp
+    >>> env = make_env("navigation")
+    >>> problem = make_problem(env, gaussian_mlp(env.spec, hidden=(4,)), episodes=2)
+    >>> key, tasks = jax.random.key(0), env.sample_tasks(jax.random.key(1), 1)
+    >>> batch, stats = jax.eval_shape(problem.sample, jax.eval_shape(problem.init, key), tasks[0], key)
+    >>> batch.advantage.shape, stats.returned.shape
+    ((2, 100), ())
     """
     for option, value, legal in (
         ("surrogate", surrogate, SURROGATES),
@@ -85,6 +116,7 @@ def make_problem(
 
     def rates(params: Params, obs: Array) -> Array:
         """The critic's output [E, T], in rewards per step."""
+        assert critic is not None
         episodes, steps, _ = obs.shape
         tau = jnp.tile(jnp.arange(steps, dtype=obs.dtype) / steps, episodes)
         return critic.apply(params[critics.NAME], obs.reshape(episodes * steps, -1), tau).reshape(episodes, steps)

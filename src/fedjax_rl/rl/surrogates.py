@@ -20,7 +20,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_rl.types import Array
+from fedjax_rl.types import Array, Tree
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     logp_old: Array
     advantage: Array
     mask: Array
-    target: Array | tuple = ()
+    target: Tree = ()
 
 
 Terms = Callable[[Array, Batch], Array]

@@ -79,7 +79,7 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: Pr
     own = {key: value for key, value in of.items() if key not in engine}
     if "server" in of:
         rate = server_rate(of["server_lr"], of["server_half_life"])
-        own["server_opt"] = SERVER_OPTIMIZERS[config.server](rate)
+        own["server_opt"] = SERVER_OPTIMIZERS[of["server"]](rate)
 
     factory = registry.find("algorithm", config.algorithm)
     given = {
@@ -186,7 +186,8 @@ def round_of(group: Group, states: State, alive: Array, values: dict[str, Array]
         new, metrics = group.member(of).simulation.round(state)
         ok = still & all_finite(new.server)
         # the key stays what it is; JAX's check for keys used twice would take a choice between it and itself for a use
-        kept = select(ok, new._replace(key=()), state._replace(key=()))
+        none: Any = ()
+        kept = select(ok, new._replace(key=none), state._replace(key=none))
         return kept._replace(key=state.key), ok, metrics
 
     return jax.vmap(one)(states, alive, values)

@@ -16,7 +16,7 @@ import numpy as np
 from fedjax_rl import statistics
 from fedjax_rl.config import Config
 from fedjax_rl.config.sources import to_toml
-from fedjax_rl.federation import placement, simulate
+from fedjax_rl.federation import metrics, placement, simulate
 from fedjax_rl.host import exits, signals
 from fedjax_rl.host.signals import Interrupted
 from fedjax_rl.runs import checkpoint, nan_dump, records, rundir, scoring
@@ -28,7 +28,11 @@ LONG_SILENCE = 10  # rounds without a client that was heard, at the end of a run
 
 
 class Diverged(exits.Refusal):
-    """No member's state is finite any more."""
+    """The server's state is not finite any more, so the run cannot go on (exit code 3).
+
+    Its text is one line: the round, the last good checkpoint, what to change. Where several runs train together, it is
+    raised when none of them is finite.
+    """
 
     code = exits.DIVERGED
 
@@ -82,12 +86,12 @@ def train(
             state = state_of(states, i)
             env_steps = int(state.round) * group.run.env_steps_per_round
             summaries = scoring.final(one.evaluation, state, one.recorder) if alive[i] else None
-            results.append(summaries and Result(state, env_steps, summaries))
+            results.append(None if summaries is None else Result(state, env_steps, summaries))
             one.recorder.finish(summaries or {})
     return results
 
 
-def state_of(states: simulate.State, i: int) -> simulate.State:
+def state_of(states: simulate.State, i: int | np.integer) -> simulate.State:
     """Member i's state."""
     return jax.tree.map(lambda x: x[i], states)
 
@@ -161,7 +165,7 @@ def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: 
     """A line of metrics for each member, whose time is the whole group's, and the clients that took part in it."""
     speed = group.run.env_steps_per_round / seconds
     times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
-    who = {key.removeprefix(simulate.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
+    who = {key.removeprefix(metrics.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
     columns = sorted((key, statistics.short(column)) for key, column in measured.items())
     every = range(len(group.configs))
     rows = [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in every]
@@ -172,7 +176,7 @@ def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: 
 
 
 def _is_who(key: str) -> bool:
-    return key.startswith(simulate.WHO)
+    return key.startswith(metrics.WHO)
 
 
 def _record(rows, participants, before, after, members, reporter) -> bool:
@@ -237,7 +241,7 @@ def silence(directory: Path, config: Config) -> int:
 def _dump(group, states, rows, alive, members, reporter) -> None:
     """Write down, for `replay`, who ceased to be finite in the round that began with `states`."""
     for i in np.flatnonzero(alive) if group.run.config.nan_dump else ():
-        client = int(rows[i][simulate.SUSPECT])
+        client = int(rows[i][metrics.SUSPECT])
         if client >= 0:
             path = nan_dump.dump(group.run, members[i].config, state_of(states, i), client, members[i].directory)
             if path:

@@ -35,7 +35,8 @@ def dump(run: Assembled, config: Config, state: State, client: int, directory: P
     number = int(state.round) + 1
     out.mkdir(exist_ok=True)
     path = out / f"round{number}-client{client}.npz"
-    np.savez(path, **{f"work.{name}": value for name, value in arrays.items()}, about=[to_toml(config), number, client])
+    kept: dict[str, Any] = {f"work.{name}": value for name, value in arrays.items()}
+    np.savez(path, **kept, about=np.array([to_toml(config), number, client]))
     return path
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -40,7 +40,7 @@ class Reporter:
         columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn()]
         columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
         # without redirection: rich would put itself in the place of sys.stderr, to which our stream writes
-        console = Console(file=output.stderr)
+        console = Console(file=cast("IO[str]", output.stderr))
         self.bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         self.task = self.bar.add_task("", total=total, completed=done, text="")
         self.bar.start()

@@ -37,7 +37,7 @@ def describe(seed: int) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Installed versions of the packages that decide a run's numbers."""
-    found = {}
+    found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)

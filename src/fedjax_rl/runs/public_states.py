@@ -3,10 +3,11 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import EnvSpec
 
 _MARK = re.compile(r".*-([0-9a-f]{8})\.npy")  # ends in a digest of the numbers: another file of that name is noticed
@@ -17,8 +18,8 @@ def digest(states: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(states, np.float32).tobytes()).hexdigest()[:8]
 
 
-def of(config: Config, spec: EnvSpec) -> np.ndarray | None:
-    """The states [S, O] that a configuration names; None where its clients do not distil.
+def of(config: Any, spec: EnvSpec) -> np.ndarray | None:
+    """The states [S, O] that a configuration, which has these options, names; None where its clients do not distil.
 
     Raises:
       ConfigError: there are none, or not of this environment.

@@ -13,26 +13,64 @@ from fedjax_rl.runs import records, rundir
 
 
 class Logger(Protocol):
-    """Sees a run's numbers, which are plain ones. What it raises is said once, and then the run goes on without it."""
+    """Sees a run's numbers. Any object with these three methods is one.
+
+    What it raises is said once, and then the run goes on without it.
+    """
 
     def start(self, config: Mapping[str, Any], directory: Path) -> None:
-        """Before the first round of this process; `config` has every value, and the algorithm's name."""
+        """Called before the first round of this process.
+
+        Args:
+          config: every value of the run, and the algorithm's name under "algorithm".
+          directory: the run's.
+        """
 
     def log(self, record: Mapping[str, float | None], round: int, env_steps: int) -> None:
-        """After a round or an evaluation: numbers by name."""
+        """Called after a round, and after an evaluation.
+
+        Args:
+          record: numbers by name, such as "train/return/adapt_1" or "eval/return/adapt_1".
+          round: rounds done.
+          env_steps: environment steps done.
+        """
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """After the last evaluation: by kind of clients ("eval", "eval_new") means and intervals; {} without one."""
+        """Called after the last evaluation.
+
+        Args:
+          summary: means and intervals by kind of clients ("eval", "eval_new"); {} where there was no evaluation.
+        """
 
 
 class Callback(Protocol):
-    """Asked after the records are written; True ends the run: it is saved and evaluated, and counts as done."""
+    """May end a run. Any object with these two methods is one.
+
+    It is asked after the records are written. A run that it ends is saved and evaluated, and counts as done. What it
+    raises ends the run too, as an error.
+    """
 
     def after_round(self, directory: Path, record: Mapping[str, float | None]) -> bool | None:
-        """`record`: the round's line of metrics.jsonl."""
+        """Called after a round.
+
+        Args:
+          directory: the run's.
+          record: the round's line of metrics.jsonl, numbers by name.
+
+        Returns:
+          True to end the run.
+        """
 
     def after_evaluation(self, directory: Path, returns: Sequence[Sequence[float]]) -> bool | None:
-        """`returns` [n][k+1] of an evaluation between rounds."""
+        """Called after an evaluation between rounds.
+
+        Args:
+          directory: the run's.
+          returns: [n][k+1] of n clients, before adaptation and after each of k steps.
+
+        Returns:
+          True to end the run.
+        """
 
 
 class Hooks(NamedTuple):

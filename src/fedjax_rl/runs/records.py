@@ -46,7 +46,9 @@ def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None
 
 def read(path: Path) -> Records:
     """All records of a file; none where there is no file."""
-    rows, faults, check = [], [], CHECKS[path.name]
+    rows: list[Row] = []
+    faults: list[str] = []
+    check = CHECKS[path.name]
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -129,7 +131,7 @@ def _check_evaluation(row: Row) -> None:
     if type(row.get("final")) is not bool:
         raise ValueError("final is missing")
     for name in ("eval/returns", "eval_new/returns"):
-        table = row.get(name, [[None]] if name == "eval_new/returns" else None)
+        table: Any = row.get(name, [[None]] if name == "eval_new/returns" else None)
         is_table = isinstance(table, list) and table and all(isinstance(line, list) and line for line in table)
         if not is_table or len({len(line) for line in table}) > 1:
             raise ValueError(f"{name} is missing or not a table")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:
 
 def memory_needed(step: jax.stages.Compiled) -> int:
     """Bytes that a compiled program holds at most: arguments, results and temporaries, donated ones counted once."""
-    sizes = step.memory_analysis()
+    sizes: Any = step.memory_analysis()
     kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return kept + sizes.temp_size_in_bytes
 

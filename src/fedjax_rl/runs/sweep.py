@@ -88,7 +88,7 @@ def _refuse_many(what: str, count: int) -> None:
 def halve(
     members: Members,
     halvings: int,
-    run: Callable[[Members], None],
+    run: Callable[[Members], Any],
     score: Callable[[Path, int], float],
 ) -> Members:
     """Successive halving: after 1/2^h, ..., 1/2 of the rounds only the better half of the grid's points goes on.

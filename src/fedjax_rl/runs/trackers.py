@@ -21,7 +21,7 @@ def _needed(module: str, extra: str) -> Any:
 
 
 class TensorBoard:
-    """Numbers by environment steps in DIRECTORY/tensorboard, by tensorboardX.
+    """A logger for TensorBoard: curves over environment steps, in the run's directory under tensorboard/.
 
     Raises:
       ConfigError: tensorboardX is not installed.
@@ -47,7 +47,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Numbers by round in a run of Weights & Biases, offline unless told otherwise; a sweep's members are one group.
+    """A logger for Weights & Biases: curves over rounds, offline unless told otherwise. A sweep's runs are one group.
 
     Args:
       options: of `wandb.init`, such as project, entity or mode="online".

@@ -85,9 +85,10 @@ def platform() -> str:
     except Exception as error:  # a RuntimeError with the reason, or an AssertionError without a word
         said = str(error).split(" (set JAX_PLATFORMS")[0]
         reason = next(iter(said.splitlines()), "").rstrip(".") or "it has no device here"
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX declares only some of its settings
         plugins = [plugin.name for plugin in entry_points(group="jax_plugins")]
         raise ConfigError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms}: {reason}; installed for JAX: {', '.join(['cpu', *plugins])}; "
+            f"JAX_PLATFORMS={asked}: {reason}; installed for JAX: {', '.join(['cpu', *plugins])}; "
             "set JAX_PLATFORMS=cpu, leave it out, or install what is missing (for NVIDIA: jax[cuda13])"
         ) from None
 

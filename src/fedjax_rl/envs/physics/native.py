@@ -102,7 +102,7 @@ class _Stepper:
         for name, factor in factors._asdict().items():
             batch.expand(name)[:] = scaled(getattr(self.model, name)[None], factor)
         batch.set_const()
-        self.written[batch.nsim] = Factors(*map(np.copy, factors))  # the arguments' memory is lent for one call
+        self.written[batch.nsim] = Factors._make(map(np.copy, factors))  # the arguments' memory is lent for one call
 
     def show(self, rows: np.ndarray, lead: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows [B, width] -> (qpos, qvel, engine) with the leading axes restored."""
@@ -119,7 +119,7 @@ class _Stepper:
         lead = engine.shape[:-1]
         rows_in = np.ascontiguousarray(engine).view(np.float64).reshape(-1, self.width)
         if factors is not None:
-            factors = Factors(*[np.reshape(x, (-1, *x.shape[len(lead) :])) for x in map(np.asarray, factors)])
+            factors = Factors._make([np.reshape(x, (-1, *x.shape[len(lead) :])) for x in map(np.asarray, factors)])
         with _STEP_LOCK:
             batch = self.batch(len(rows_in), factors)
             rows = batch.state[:, 1 : 1 + self.width]  # column 0 is the time, which nothing reads

@@ -122,7 +122,7 @@ def find_cuda(arch: str = "native") -> Compiler:
       Unavailable: there is none.
     """
     wheels = importlib.util.find_spec("nvidia")
-    places = wheels.submodule_search_locations if wheels else ()
+    places = wheels.submodule_search_locations or () if wheels else ()
     for nvcc in (shutil.which("nvcc"), *(str(x) for place in places for x in Path(place).glob("cu*/bin/nvcc"))):
         if nvcc:
             version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout

@@ -28,8 +28,8 @@ class Constants(NamedTuple):
 def plain(robot: Robot) -> Constants:
     """The model's own numbers, which fold into the program."""
     m = robot.m
-    rows = (m.body_mass, np.ones(m.nbody), m.pair_friction[:, 0], m.actuator_gear[:, 0])
-    return Constants(*map(vector, rows), vector(m.body_invweight0[:, 0]), vector(m.dof_invweight0))
+    own = (m.body_mass, np.ones(m.nbody), m.pair_friction[:, 0], m.actuator_gear[:, 0])
+    return Constants(*map(vector, (*own, m.body_invweight0[:, 0], m.dof_invweight0)))
 
 
 def scaled(
@@ -81,4 +81,4 @@ def _at_qpos0(m: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         angular[body] = data.ximat[body].reshape(3, 3).T @ angular[body]
     per_mass = np.einsum("b,bki,bkj->bij", m.body_mass, linear, linear)
     per_inertia = np.einsum("bk,bki,bkj->bij", m.body_inertia, angular, angular)
-    return tuple(cleaned(x, 1e-3) for x in (linear, per_mass, per_inertia))
+    return cleaned(linear, 1e-3), cleaned(per_mass, 1e-3), cleaned(per_inertia, 1e-3)

@@ -1,7 +1,7 @@
 """Where the bodies are and how they move: MuJoCo's xmat, xpos, the motion axes of the joints (cdof), and the velocities
 and accelerations that qvel alone brings about (cvel, cacc at qacc = 0)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mujoco
 
@@ -83,8 +83,8 @@ def _body(m: mujoco.MjModel, body: int, q: list[Scalar], v: list[Scalar], out: M
         spin = times(axis, v[d])
         alpha, omega = plus(alpha, cross(omega, spin)), plus(omega, spin)
         turned = product(turned, turn(vector(m.jnt_axis[joint]), shift))
-    grown = zip(out[1:6], (turned, position, omega, alpha, acceleration), strict=True)
-    return Motion(base, *[[*values, value] for values, value in grown], axes)
+    grown: Any = zip(out[1:6], (turned, position, omega, alpha, acceleration), strict=True)
+    return Motion._make([base, *[[*values, value] for values, value in grown], axes])
 
 
 def velocity_of(axes: tuple[Vector, Vector], point: Vector) -> Vector:

@@ -15,13 +15,13 @@ SEARCH_TOLERANCE = 1e-3  # of the slope at its start
 
 
 class Iterate(NamedTuple):
-    """a: qacc [nv]; Ma: qM a; at: residuals; gain: what the last step was to take off the cost; count: of steps."""
+    """a: qacc [nv]; Ma: qM a; at: residuals; gain: what the last step was to take off the cost; steps: taken."""
 
     a: Row
     Ma: Row
     at: Residuals
     gain: Scalar
-    count: Scalar
+    steps: Scalar
 
 
 def newton(p: Problem, warm: Row) -> Iterate:
@@ -38,7 +38,7 @@ def newton(p: Problem, warm: Row) -> Iterate:
 
 def _going(it: Iterate):
     """Not a number compares false: a simulation that has ceased to be finite stops at once."""
-    return (it.gain >= TOLERANCE) & (it.count < ITERATIONS)
+    return (it.gain >= TOLERANCE) & (it.steps < ITERATIONS)
 
 
 def _iterate(p: Problem, it: Iterate) -> Iterate:
@@ -50,7 +50,7 @@ def _iterate(p: Problem, it: Iterate) -> Iterate:
     step = _line_search(p, it, direction, Md, along, slope)
     ahead = lambda x, u: [y + step * w for y, w in zip(x, u, strict=True)]
     at = _ahead(it.at, along, step)
-    return Iterate(ahead(it.a, direction), ahead(it.Ma, Md), at, -0.5 * step * slope, it.count + 1.0)
+    return Iterate(ahead(it.a, direction), ahead(it.Ma, Md), at, -0.5 * step * slope, it.steps + 1.0)
 
 
 def _ahead(at: Residuals, along: Residuals, step: Scalar) -> Residuals:

@@ -49,7 +49,7 @@ def make_problem(robot: Robot, M: Sparse, smooth: Row, contacts: list[Contact], 
 
 def moved(p: Problem, a: Row) -> Residuals:
     """J a: what accelerations, or a direction, do along the rows."""
-    rows = [if_any(c.active, lambda _, c=c: c.along(a), [Scalar(0.0)] * len(c.axes)) for c in p.contacts]
+    rows = [if_any(c.active, lambda _: c.along(a), [Scalar(0.0)] * len(c.axes)) for c in p.contacts]
     return Residuals(rows, [row.sign * a[row.dof] for row in p.limits])
 
 
@@ -69,7 +69,7 @@ def cost(p: Problem, a: Row, at: Residuals) -> Scalar:
     away = [x - y for x, y in zip(a, p.free, strict=True)]
     out = 0.5 * dot(away, multiply(p.robot, p.M, away))
     for c, row in zip(p.contacts, at.contacts, strict=True):
-        [out] = if_any(c.active, lambda old, c=c, row=row: [old[0] + p.cone(c, c.full(row))[0]], [out])
+        [out] = if_any(c.active, lambda old: [old[0] + p.cone(c, c.full(row))[0]], [out])
     return out + total(0.5 * limit.D * _below(x) * _below(x) for x, limit in zip(at.limits, p.limits, strict=True))
 
 

@@ -36,8 +36,10 @@ def text_of(robot: Robot, has_factors: bool) -> str:
         own = constants.plain(robot)
         if has_factors:
             [weights] = _scalars([derived])
-            own = constants.scaled(robot, *_scalars(inputs[1:]), weights[: m.nbody], weights[m.nbody :])
-        return [raw(x) for row in step(robot, *_scalars(state), *_scalars(inputs[:1]), own) for x in row]
+            mass, inertia, friction, gear = _scalars(inputs[1:])
+            own = constants.scaled(robot, mass, inertia, friction, gear, weights[: m.nbody], weights[m.nbody :])
+        q, v, warm, ctrl = _scalars([*state, inputs[0]])
+        return [raw(x) for row in step(robot, q, v, warm, ctrl, own) for x in row]
 
     return whole_text(kernel(once, advance, columns), columns)
 

@@ -18,10 +18,10 @@ class Scalar:
 
     __slots__ = ("value",)
 
-    def __init__(self, value):
+    def __init__(self, value: Any):
         if isinstance(value, Scalar):
             value = value.value
-        self.value = float(value) if isinstance(value, int | float | np.floating) else value
+        self.value: Any = float(value) if isinstance(value, int | float | np.floating) else value
 
     @property
     def known(self) -> bool:
@@ -141,6 +141,7 @@ def if_any(mask, change: Callable[[list[Scalar]], list[Scalar]], values: list[Sc
 
 def repeat(going: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
     """`while going(state): state = body(state)` for a tree of scalars; a lane that is done keeps its state."""
+    structure: Any  # jaxlib declares nothing of it
     leaves, structure = jax.tree.flatten(state)
     if all(x.known for x in leaves) and isinstance(going(state), bool):
         while going(state):
