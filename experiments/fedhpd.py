@@ -23,7 +23,7 @@ from fedjax_rl.cli.parse import PublicStatesOptions
 from fedjax_rl.config import presets
 
 EPISODES, SEEDS = {"tiny": 80, "laptop": 2000, "paper": 2000}, {"tiny": 2, "laptop": 5, "paper": 20}
-PERIODS = {"tiny": (5,), "laptop": (2, 5, 10, 20, 40, 80), "paper": (2, 5, 20)}
+PERIODS = {"tiny": (5,), "laptop": (5, 10, 20, 40, 80, 2), "paper": (5, 20, 2)}  # what costs most comes last
 RETURN = "train/return/adapt_0"
 LAST = 160  # episodes, which every d divides
 # Kong et al., AAMAS 2025, from the authors' published curves: mean and deviation over five seeds of the last 100
@@ -106,7 +106,8 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     every = {label: members(scale, values, label) for label, values in arms(scale, public_states(scale, out)).items()}
     for some in every.values():
         run(scale, some, out)
-    returns = {label: episodes(out, some) for label, some in every.items()}
+    in_order = sorted(every, key=lambda label: (int(label.split()[0][2:]) if label.startswith("d=") else 0, label))
+    returns = {label: episodes(out, every[label]) for label in in_order}
     note = footer(scale, {name: c for some in every.values() for name, c in some.items()}, out)
     (out / "fedhpd.md").write_text("\n".join(table(returns, note)) + "\n")
     scores = {label: {"last": last(r).tolist(), "auc": r.mean(axis=1).tolist()} for label, r in returns.items()}

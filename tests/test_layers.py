@@ -113,5 +113,6 @@ def test_outside_libraries_have_one_door(path):
 
 
 def test_only_problem_joins_environments_and_problems():
-    joins = [p.name for p in FILES if room(p) == "rl" and "fedjax_rl.types.Problem" in imports(p)]
+    both = ({"fedjax_rl.types.Problem"}, {"fedjax_rl.envs.base.Env"})
+    joins = [p.name for p in FILES if room(p) == "rl" and all(some <= imports(p) for some in both)]
     assert joins == ["problem.py"]

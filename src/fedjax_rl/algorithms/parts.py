@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import meta, trees
-from fedjax_rl.algorithms.chunks import chunked
+from fedjax_rl.trees import chunked
 from fedjax_rl.types import (
     NONFINITE_ENVS,
     STRAGGLERS,

@@ -14,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fedjax_rl.rl.policies import Policy
+from fedjax_rl.trees import chunked
 from fedjax_rl.types import Array, Key, Params, Problem, Tree
 
 
@@ -71,8 +72,9 @@ def _mapped(fns: list[Callable], block: Sequence[int], at_once: int | None) -> C
 
 def _segments(fns: list[Callable], expected: np.ndarray, kinds: Array, rows: list[Array], at_once: int | None) -> Tree:
     places = [np.flatnonzero(expected == k) for k in range(len(fns))]
-    each = jax.vmap if at_once is None else lambda fn: lambda own: jax.lax.map(fn, own, batch_size=at_once)
-    parts = [each(fn)([x[at] for x in rows]) for fn, at in zip(fns, places, strict=True) if len(at)]
+    parts = [
+        jax.vmap(chunked(fn, at_once))([x[at] for x in rows]) for fn, at in zip(fns, places, strict=True) if len(at)
+    ]
     back = np.argsort(np.concatenate(places), kind="stable")
     right = kinds == expected
 
