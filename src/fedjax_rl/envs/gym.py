@@ -51,7 +51,7 @@ def _gym(name: str, horizon: int | None, fields: tuple[tuple[str, tuple[float, f
     env, _ = _tried(name, make, inside), _tried(name, make, high - 1e-6 * (high - low))
     if "mujoco" in sys.modules:  # what it has to say of a model it has said once
         importlib.import_module("fedjax_rl.envs.physics.native").silence()
-    spec = _spec(f"gym/{name}", env)
+    spec = spec_of(f"gym/{name}", env.observation_space, env.action_space, env.spec.max_episode_steps)
     if not all(_is_repeated(spec, make, inside, seed) for seed in _TRIED):
         output.inform(
             f"{spec.name}: the same seed and actions give different episodes; what is trained in it cannot be repeated "
@@ -128,16 +128,18 @@ def _actor(space: Any) -> Callable[[np.ndarray], Any]:
     return lambda action: np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
 
-def _spec(name: str, env: Any) -> EnvSpec:
-    """The sizes of an environment that our policies can see and act in."""
+def spec_of(name: str, shown: Any, taken: Any, horizon: int | None) -> EnvSpec:
+    """The sizes of an environment, of its spaces and time limit.
+
+    Raises:
+      ConfigError: our policies cannot see it or act in it, or it would never end.
+    """
     from gymnasium import spaces
 
-    shown, taken = env.observation_space, env.action_space
     if not _is_flat(shown):
         raise ConfigError(f"{name} shows {shown}; we can train on at most {MOST_ENTRIES} numbers")
     if not isinstance(taken, spaces.Box | spaces.Discrete):
         raise ConfigError(f"{name} takes actions of {taken}; we can train with Box or Discrete")
-    horizon = env.spec.max_episode_steps
     if not horizon:
         raise ConfigError(f"{name} has no time limit of its own; write {name}?horizon=STEPS")
     actions = {"num_actions": int(taken.n)} if isinstance(taken, spaces.Discrete) else {}

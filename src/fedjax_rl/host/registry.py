@@ -47,6 +47,7 @@ PREFIX: dict[str, dict[str, Prefix]] = {
         "brax/": Prefix("fedjax_rl.envs.brax:brax", has_fields=False),
         "gymnax/": Prefix("fedjax_rl.envs.gymnax:gymnax"),
         "gym/": Prefix("fedjax_rl.envs.gym:gym", GYMNASIUM, "_, -, ., / and :"),
+        "envpool/": Prefix("fedjax_rl.envs.envpool:envpool", has_fields=False),
     },
 }
 _REGISTERED: dict[str, dict[str, Callable]] = {kind: {} for kind in OWN}
