@@ -42,6 +42,18 @@ def test_accuracy_is_that_of_the_engine():
     assert one_step_error(ENV, "native") <= 1e-6
 
 
+def test_steps_of_episodes_that_are_over_are_not_counted():
+    """No pole falls within eight steps, and not every one stands for twenty under random actions."""
+    pytest.importorskip("gymnasium")
+    from fedjax_rl.bench import envs
+
+    taken = np.asarray(envs.ours("gym", "CartPole-v1", 50)()).sum(axis=1)
+    assert taken.min() >= 8 and taken.max() == 20 and 16 < taken.mean() < 20
+    found = bench("envs", ENV, "auto", (2,), 1)
+    assert [row["env"] for row in found] == ["CartPole-v1", "LunarLander-v3"]
+    assert all(row["gym_range"][0] <= row["gym_steps_per_s"] <= row["gym_range"][1] for row in found)
+
+
 def test_what_is_not_finite_is_not_timed():
     with pytest.raises(FloatingPointError):
         rows.timed(lambda: jax.numpy.array([1.0, float("nan")]))

@@ -23,6 +23,7 @@ WHERE = {
     "scaling": "scaling",
     "compile": "compile",
     "peers": "peers",
+    "envs": "envs",
 }
 FACTS = ("versions", "device", "devices", "cores", "git")
 

@@ -47,7 +47,7 @@ class Config:
     keeps_models: ClassVar[bool] = False  # has every client a model of its own, so that these may be unlike?
     steps_are_adaptation: ClassVar[bool] = False  # are the local steps those of the adaptation, with its rate?
 
-    # task family, see `fedjax-rl list` (also brax/NAME, gymnax/NAME, or your own as module:name)
+    # task family, see `fedjax-rl list` (also gymnax/, gym/, envpool/ and brax/NAME, or your own as module:name)
     env: str = registered("environment", "half_cheetah/direction")
     # physics: native (C MuJoCo, CPU), fused (compiled for the robot, CPU), mjx (on the device) or auto
     backend: str = name("auto", "auto", "native", "fused", "mjx")

@@ -13,8 +13,9 @@ def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> 
     """Make the environment of a name.
 
     Args:
-      name: one of `fedjax-rl list`. Or brax/NAME or gymnax/NAME for any environment of these, where ?FIELD=LOW:HIGH and
-        ?horizon=STEPS may follow. Or one of your own: a registered name, the name of an entry point, or module:name.
+      name: one of `fedjax-rl list`. Or another library's, as gymnax/NAME, gym/NAME, envpool/NAME or brax/NAME, after
+        which ?horizon=STEPS may follow and, for the first two, ?FIELD=LOW:HIGH. Or one of your own: a registered name,
+        the name of an entry point, or module:name.
       backend: the physics engine: "native" (C MuJoCo on the host, one callback a step), "fused" (C++ made for the
         robot), "mjx" (inside the compiled program) or "auto". Environments in pure JAX take any of them.
       observation: of half-cheetah and ant, "maml" (the columns of the published lineage) or "compact" (without absolute

@@ -21,6 +21,8 @@ class EnvSpec(NamedTuple):
         published lineage had more columns that were always zero and are dropped here.
       num_actions: 0 where an action is [A] float. Else there are so many to choose from: an action is then [1] int32,
         0 to num_actions - 1.
+      host: do episodes live outside of the compiled program, where every step costs a call? A rollout then ends when
+        all are over.
 
     >>> EnvSpec("windy", observation_size=2, action_size=2, horizon=30, init_inputs=2).num_actions
     0
@@ -32,6 +34,7 @@ class EnvSpec(NamedTuple):
     horizon: int
     init_inputs: int
     num_actions: int = 0
+    host: bool = False
 
 
 class EnvState(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from fedjax_rl.host.asked import Prefix, asked
+from fedjax_rl.host.asked import GYMNASIUM, Prefix, asked
 from fedjax_rl.host.exits import ConfigError
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -46,6 +46,8 @@ PREFIX: dict[str, dict[str, Prefix]] = {
     "environment": {
         "brax/": Prefix("fedjax_rl.envs.brax:brax", has_fields=False),
         "gymnax/": Prefix("fedjax_rl.envs.gymnax:gymnax"),
+        "gym/": Prefix("fedjax_rl.envs.gym:gym", GYMNASIUM, "_, -, ., / and :"),
+        "envpool/": Prefix("fedjax_rl.envs.envpool:envpool", has_fields=False),
     },
 }
 _REGISTERED: dict[str, dict[str, Callable]] = {kind: {} for kind in OWN}
@@ -96,6 +98,7 @@ def find(kind: str, name: str) -> Callable:
         behind = PREFIX[kind][start]
         own, horizon, ranges = asked(name, start, behind)
         fields = {"ranges": ranges} if behind.has_fields else {}
+        _look_here()  # a name may say which module to import
         return functools.partial(_at(behind.place), own, horizon=horizon, **fields)
     if PLACE.fullmatch(name):
         return _load(name, f"{kind} {name!r}")
@@ -139,9 +142,8 @@ def _distribution(entry: EntryPoint) -> str:
 
 
 def _load(place: str, what: str) -> Callable:
-    """The function at module:name; a module of the directory where the command was given is found too."""
-    if not {os.getcwd(), ""} & set(sys.path):
-        sys.path.append(os.getcwd())
+    """The function at module:name."""
+    _look_here()
     try:
         found = _at(place)
     except Exception as error:  # a guest's module raises what it likes
@@ -150,6 +152,12 @@ def _load(place: str, what: str) -> Callable:
     if not callable(found):
         raise ConfigError(f"{what} is not a function but a {type(found).__name__}")
     return found
+
+
+def _look_here() -> None:
+    """A module of the directory where the command was given is found too."""
+    if not {os.getcwd(), ""} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def _at(place: str) -> Any:

@@ -1,7 +1,8 @@
 """E episodes of one client, in lockstep: a scan over steps of a step mapped over episodes.
 
 The scan is outermost, so that mapping the whole function over clients leaves one physics step for all episodes of all
-clients, and one matrix product a layer.
+clients, and one matrix product a layer. Where a step costs a call of the host, a while loop takes its place, which ends
+when no episode is left.
 """
 
 from collections.abc import Callable
@@ -61,6 +62,44 @@ def _advance(old: EnvState, new: EnvState, alive: Array) -> tuple[EnvState, Arra
     return _select(ok, new, old), jnp.where(ok, new.reward, 0.0), ok & ~new.done, alive & ~finite
 
 
+@jax.custom_batching.custom_vmap
+def any_all(alive: Array) -> Array:
+    """() bool: is any entry true, of all the axes that a `vmap` has taken away too?
+
+    It is the predicate of a loop. A batched one would make JAX choose, in each turn and for each row, between the new
+    carry and the old.
+    """
+    return alive.any()
+
+
+@any_all.def_vmap
+def _(size: int, batched: list[bool], alive: Array) -> tuple[Array, bool]:
+    del size
+    return any_all(alive.any(axis=0)) if batched[0] else any_all(alive), False
+
+
+def scan_while_alive(step: Callable, carry: tuple[Tree, Array], xs: Array, blank: Trajectory) -> Trajectory:
+    """The trajectory of `lax.scan(step, carry, xs)`, ended when no episode of anyone is left.
+
+    Args:
+      step: ((state, alive [E]), x) -> ((state, alive [E]), a step's row, leaves [E, ...]).
+      carry: the first.
+      xs: [T, ...].
+      blank: the row of the steps that are not taken.
+    """
+    horizon = xs.shape[0]
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (horizon, *x.shape)), blank)
+
+    def turn(loop):
+        t, _, carry, rows = loop
+        carry, row = step(carry, xs[t])
+        rows = jax.tree.map(lambda all, one: all.at[t].set(one), rows, row)
+        return t + 1, any_all(carry[1]), carry, rows
+
+    start = (jnp.zeros((), jnp.int32), any_all(carry[1]), carry, rows)
+    return jax.lax.while_loop(lambda loop: (loop[0] < horizon) & loop[1], turn, start)[3]
+
+
 def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, Task, Key], Trajectory]:
     """(parameters, task, key) -> `episodes` episodes of `env.spec.horizon` steps, actions sampled from the policy."""
     reset = jax.vmap(env.reset, in_axes=(0, None))
@@ -75,15 +114,23 @@ def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, T
         # All the noise in one draw: a draw a step would cost a hash kernel in every turn of the loop.
         noise = says.noise(key_noise, (horizon, episodes, size), start.obs.dtype)
 
+        def act(obs: Array, eps: Array) -> tuple[Array, Array]:
+            head = policy.apply(params, obs)
+            action = says.act(head, eps)
+            return action, says.log_prob(head, action)
+
         def step(carry: tuple[EnvState, Array], eps: Array) -> tuple[tuple[EnvState, Array], Trajectory]:
             state, alive = carry
-            head = policy.apply(params, state.obs)
-            action = says.act(head, eps)
+            action, logp = act(state.obs, eps)
             after, reward, alive_after, frozen = _advance(state, env_step(state, action, task), alive)
-            out = Trajectory(state.obs, action, says.log_prob(head, action), reward, alive, frozen)
-            return (after, alive_after), out
+            return (after, alive_after), Trajectory(state.obs, action, logp, reward, alive, frozen)
 
-        _, steps = jax.lax.scan(step, (start, ~start.done), noise)
+        if env.spec.host:
+            none = jnp.zeros(episodes, bool)
+            blank = Trajectory(start.obs, *act(start.obs, noise[0]), jnp.zeros(episodes), none, none)
+            steps = scan_while_alive(step, (start, ~start.done), noise, blank)
+        else:
+            _, steps = jax.lax.scan(step, (start, ~start.done), noise)
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
 
     return rollout

@@ -15,18 +15,16 @@ shows as non-finite qpos and qvel.
 """
 
 import ctypes
-import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.experimental.buffer_callback import buffer_callback
 from mujoco.batch import Batch, SimulationError
 
+from fedjax_rl.envs.callback import host_call
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
 from fedjax_rl.host.cores import cores
 
@@ -37,6 +35,11 @@ _STEP_LOCK = threading.Lock()
 
 def _ignore_warning(message: str) -> None:
     """A diverged simulation shows as non-finite; MuJoCo's own handler writes MUJOCO_LOG.TXT where the user stands."""
+
+
+def silence() -> None:
+    """No warning of MuJoCo's is said or logged from now on, in this process."""
+    mujoco.set_mju_user_warning(_ignore_warning)
 
 
 def _stop_profile() -> None:
@@ -140,25 +143,9 @@ class _Stepper:
         return self.show(rows.reshape(-1, self.width), qpos.shape[:-1])
 
 
-def _callback(host: Callable[..., tuple[np.ndarray, ...]], shapes: tuple) -> Callable[..., tuple]:
-    """`host`, which takes and returns NumPy arrays, as an operation; mapped axes arrive together in front.
-
-    On a CPU the arrays are XLA's own buffers: `jax.pure_callback` first puts every argument on a device, in Python,
-    which took 6 % of a paper-size sampling.
-    """
-    if jax.default_backend() != "cpu":
-        return functools.partial(jax.pure_callback, host, shapes, vmap_method="broadcast_all")
-
-    def fill(_, out, *args):
-        for buffer, result in zip(out, host(*args), strict=True):
-            np.asarray(buffer)[...] = result
-
-    return buffer_callback(fill, shapes, vmap_method="broadcast_all")
-
-
 def make_native(model: Model) -> Physics:
     """`model` on C MuJoCo, after `resolve_backend`. Switches MuJoCo's log file and profile off for the process."""
-    mujoco.set_mju_user_warning(_ignore_warning)
+    silence()
     _stop_profile()
     compiled = compile_model(model.xml)
     stepper = _Stepper(compiled, model.frame_skip)
@@ -168,7 +155,7 @@ def make_native(model: Model) -> Physics:
         jax.ShapeDtypeStruct((2 * stepper.width,), jnp.uint32),
     )
 
-    host_init, host_step = _callback(stepper.init, shapes), _callback(stepper.step, shapes)
+    host_init, host_step = host_call(stepper.init, shapes), host_call(stepper.step, shapes)
 
     def init(qpos, qvel):
         return PhysicsState(*host_init(qpos.astype(jnp.float32), qvel.astype(jnp.float32)))

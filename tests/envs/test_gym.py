@@ -1,0 +1,293 @@
+"""Gymnasium's environments: their own numbers in our rollouts, what is flattened and clipped, what is refused."""
+
+import copy
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_rl as fr
+from fedjax_rl.cli import main
+from fedjax_rl.envs import host, make_env
+from fedjax_rl.envs.gym import MOST_ENTRIES
+from fedjax_rl.rl.policies import mlp
+from fedjax_rl.rl.rollout import make_rollout
+from fedjax_rl.runs import records
+
+gymnasium = pytest.importorskip("gymnasium")
+SMALL = {"num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,), "new_clients": 0, "quiet": True}
+
+
+class Planted(gymnasium.Env):
+    """Shows a number of its generator, its action and how much it has seen before; ends after 5 steps.
+
+    Args:
+      shown, taken: its spaces; observations are samples of the first.
+      leak: "object" (the object remembers earlier episodes), "class" (so does the class), or "".
+      wind: anything; it is paid.
+    """
+
+    steps_of_all = 0
+
+    def __init__(self, shown=None, taken=None, leak="", wind=0.0):
+        self.observation_space = copy.deepcopy(shown) or gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+        self.action_space = taken or gymnasium.spaces.Discrete(3, start=-1)
+        self.own, self.leak, self.wind, self.seen = shown is not None, leak, wind, 0
+
+    def look(self):
+        leaked = {"object": self.seen, "class": Planted.steps_of_all, "": 0}[self.leak]
+        if self.own:
+            return self.observation_space.sample()
+        return np.array([self.np_random.random(), leaked], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.left = 5
+        return self.look(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.left, self.seen, Planted.steps_of_all = self.left - 1, self.seen + 1, Planted.steps_of_all + 1
+        paid = float(np.sum(action)) + self.wind
+        return self.look(), paid, self.left == 0, False, {}
+
+
+def plant(name, limit=50, **given):
+    """A name for a planted environment."""
+    gymnasium.register(name, lambda **more: Planted(**given, **more), max_episode_steps=limit, order_enforce=False)
+    return f"gym/{name}"
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """What tests plant is gone after each."""
+    before = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
+
+
+def rolled(name, episodes=3, seed=1):
+    """(environment, task, keys of the resets, a trajectory in it)."""
+    env = make_env(name)
+    policy = mlp(env.spec, hidden=(8,))
+    task, key = env.sample_tasks(jax.random.key(5), 2)[1], jax.random.key(seed)
+    out = jax.jit(make_rollout(env, policy, episodes))(policy.init(jax.random.key(0)), task, key)
+    return env, task, jax.random.split(jax.random.split(key)[0], episodes), jax.tree.map(np.asarray, out)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "LunarLander-v3"])
+def test_an_episode_is_gymnasiums_of_the_same_seed_and_actions(name):
+    """Bit by bit, in an environment made and stepped here by hand."""
+    if "Lunar" in name:
+        pytest.importorskip("Box2D")
+    env, _, keys, out = rolled(f"gym/{name}")
+    theirs = gymnasium.make(name)
+    for e, key in enumerate(keys):
+        theirs = gymnasium.make(name)
+        obs, _ = theirs.reset(seed=int(jax.random.bits(key, dtype=jnp.uint32) & host.SEED_BITS))
+        for t in range(out.mask[e].sum()):
+            np.testing.assert_array_equal(out.obs[e, t], np.float32(obs))
+            action = out.action[e, t]
+            given = int(action[0]) if env.spec.num_actions else np.clip(action, -2, 2)
+            obs, reward, terminated, truncated, _ = theirs.step(given)
+            assert out.reward[e, t] == np.float32(reward)
+        assert (terminated or truncated) and not out.frozen.any()
+    assert len(np.unique(out.obs[:, 0, 0])) == 3
+    if not env.spec.num_actions:
+        assert np.abs(out.action).max() > 2
+
+
+def test_a_range_is_a_keyword_that_differs_from_client_to_client():
+    name = plant("Windy-v0")
+    env = make_env(f"{name}?wind=-3:-1")
+    _, task, _, out = rolled(f"{name}?wind=-3:-1")
+    assert -3 <= task[0] < -1 and env.describe(task) == f"wind {float(task[0]):.3g}"
+    np.testing.assert_allclose(out.reward[out.mask], out.action[out.mask][:, 0] - 1 + task[0], rtol=1e-6)
+    tasks = env.sample_tasks(jax.random.key(0), 3)
+    np.testing.assert_array_equal(tasks, env.sample_tasks(jax.random.key(0), 9)[:3])
+
+    def paid(task, key):
+        return env.step(env.reset(key, task), jnp.array([1], jnp.int32), task).reward
+
+    rewards = jax.jit(jax.vmap(paid))(tasks, jax.random.split(jax.random.key(1), 3))
+    np.testing.assert_allclose(rewards, tasks[:, 0], rtol=1e-6)  # action 1 of three from -1 is 0
+
+
+def test_lunar_landers_have_their_own_gravity():
+    pytest.importorskip("Box2D")
+    env = make_env("gym/LunarLander-v3?gravity=-12:-8")
+    task = env.sample_tasks(jax.random.key(0), 2)[1]
+    key = jax.random.key(0)
+    state = jax.jit(env.reset)(key, task)
+    theirs = gymnasium.make("LunarLander-v3", gravity=float(task[0]))
+    obs, _ = theirs.reset(seed=int(jax.random.bits(key, dtype=jnp.uint32) & host.SEED_BITS))
+    np.testing.assert_array_equal(state.obs, obs)
+    other = gymnasium.make("LunarLander-v3").reset(seed=int(jax.random.bits(key, dtype=jnp.uint32) & host.SEED_BITS))
+    assert (other[0] != obs).any()
+
+
+SPACES = {
+    "Discrete": lambda s: s.Discrete(3),
+    "MultiBinary": lambda s: s.MultiBinary(4),
+    "MultiDiscrete": lambda s: s.MultiDiscrete([2, 3]),
+    "Dict": lambda s: s.Dict({"a": s.Box(0, 1, (2, 2)), "b": s.Tuple([s.Discrete(2), s.Discrete(3)])}),
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_observations_are_flattened_as_gymnasium_does(space):
+    shown = SPACES[space](gymnasium.spaces)
+    env, _, keys, out = rolled(plant(f"Shows{space}-v0", shown=shown))
+    assert env.spec.observation_size == gymnasium.spaces.flatdim(shown)
+    for e, key in enumerate(keys):
+        shown.seed(int(jax.random.bits(key, dtype=jnp.uint32) & host.SEED_BITS))
+        for t in range(5):
+            np.testing.assert_array_equal(out.obs[e, t], gymnasium.spaces.flatten(shown, shown.sample()))
+
+
+def test_actions_are_clipped_to_the_bounds_that_there_are():
+    low, high = np.array([[-0.1], [-np.inf]], np.float32), np.array([[0.1], [np.inf]], np.float32)
+    _, _, _, out = rolled(plant("Acts-v0", taken=gymnasium.spaces.Box(low, high)))
+    first, second = np.moveaxis(out.action[out.mask], 1, 0)
+    np.testing.assert_allclose(out.reward[out.mask], np.clip(first, -0.1, 0.1) + second, rtol=1e-5, atol=1e-6)
+    assert np.abs(first).max() > 0.5 and np.abs(second).max() > 0.5
+
+
+def test_the_horizon_is_the_names_or_the_environments():
+    assert make_env("gym/CartPole-v1").spec.horizon == 500
+    env, _, _, out = rolled("gym/Pendulum-v1?horizon=7")
+    assert env.spec.horizon == 7 and out.mask.shape == (3, 7) and out.mask.all()
+    with pytest.raises(ValueError, match=r"^gym/Endless-v0 has no time limit.*write gym/Endless-v0\?horizon=STEPS"):
+        make_env(plant("Endless-v0", limit=None))
+    assert make_env("gym/Endless-v0?horizon=9").spec.horizon == 9
+
+
+def test_what_an_object_remembers_reaches_no_episode(capsys):
+    """Each has an object of its own."""
+    name = plant("Remembers-v0", leak="object")
+    *_, first = rolled(name)
+    *_, second = rolled(name)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    np.testing.assert_array_equal(first.obs[:, :5, 1], np.tile(np.arange(5), (3, 1)))
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_no_function_of_seed_and_actions_is_said_once(capsys):
+    name = plant("Leaks-v0", leak="class")
+    for _ in range(2):
+        make_env(name)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}: the same seed and actions give different episodes") and "resumed" in line
+
+
+@pytest.mark.nightly
+def test_walkers_repeat_their_episodes():
+    """BipedalWalker's objects remember: used ones gave other episodes in 4 of 8 seeds."""
+    pytest.importorskip("Box2D")
+    *_, first = rolled("gym/BipedalWalker-v3?horizon=200", episodes=12)
+    *_, second = rolled("gym/BipedalWalker-v3?horizon=200", episodes=12)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+REFUSED = {
+    "CartPole-v9": "unknown environment 'gym/CartPole-v9'; the nearest name is 'gym/CartPole-v1'",
+    "CartPol-v1": "unknown environment 'gym/CartPol-v1'; the nearest name is 'gym/CartPole-v1'",
+    "LunarLander-v2": r"cannot be made \(DeprecatedEnv: .*use `LunarLander-v3`",
+    "ALE/Pong-v5": r"cannot be made \(NamespaceNotFound: .*ALE",
+    "nobody_here:Some-v0": r"cannot be made \(ModuleNotFoundError: No module named 'nobody_here'",
+    "CartPole-v1?colour=1:2": r"cannot be made \(TypeError: .*colour",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_gymnasium_does_not_have_is_refused(name):
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        make_env(f"gym/{name}")
+
+
+def test_spaces_that_no_policy_knows_are_refused_by_name():
+    box, text = gymnasium.spaces.Box(0, 1, (MOST_ENTRIES + 1,)), gymnasium.spaces.Text(3)
+    pair = gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2), text])
+    for i, (space, words) in enumerate([(box, r"Box\("), (text, r"Text\("), (pair, r"Tuple\(")]):
+        with pytest.raises(ValueError, match=rf"^gym/No{i}-v0 shows {words}.*at most {MOST_ENTRIES} numbers"):
+            make_env(plant(f"No{i}-v0", shown=space))
+    with pytest.raises(ValueError, match=r"^gym/Many-v0 takes actions of MultiBinary\(2\); we can train with Box or"):
+        make_env(plant("Many-v0", taken=gymnasium.spaces.MultiBinary(2)))
+
+
+def test_an_environment_that_fails_or_lies_is_refused(monkeypatch):
+    monkeypatch.setattr(Planted, "step", lambda self, action: 1 / 0)
+    with pytest.raises(
+        ValueError, match=r"^gym/Fails-v0 fails \(ZeroDivisionError: division by zero\); choose another$"
+    ):
+        make_env(plant("Fails-v0"))
+    monkeypatch.undo()
+    monkeypatch.setattr(Planted, "look", lambda self: np.zeros(3))
+    with pytest.raises(ValueError, match=r"^gym/Lies-v0 shows 3 numbers where its space has 2$"):
+        make_env(plant("Lies-v0"))
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ValueError, match=r"^gym/Some-v7 needs Gymnasium .*pip install 'fedjax-rl\[gym\]'$"):
+        make_env("gym/Some-v7")
+
+
+def test_a_module_of_ones_own_registers_its_names(tmp_path, monkeypatch):
+    """Where the command is given, as a guest's environment is found."""
+    source = "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+    (tmp_path / "mine.py").write_text(source + "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=9)\n")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.chdir(tmp_path)
+    assert make_env("gym/mine:Mine-v0").spec[1:4] == (4, 1, 9)
+
+
+class Stopping:
+    """Ends a run after its second round."""
+
+    def after_round(self, directory, record):
+        return record["round"] == 2
+
+
+def untimed(path):
+    return [{k: v for k, v in r.items() if not k.startswith(("sys/", "time"))} for r in records.sound(path)]
+
+
+@pytest.mark.usefixtures("shared_programs")
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    """Ditto has two batches side by side."""
+    given = {**SMALL, "rounds": 4, "save_every": 1, "adapt_steps": 1}
+    whole = fr.train("ditto", "gym/CartPole-v1", out=tmp_path / "whole", **given)
+    parts = fr.train("ditto", "gym/CartPole-v1", out=tmp_path / "parts", callbacks=[Stopping()], **given)
+    assert parts.history["round"].tolist() == [1, 2]
+    parts = parts.resume(quiet=True)
+    np.testing.assert_array_equal(parts.returns["eval"], whole.returns["eval"])
+    assert untimed(tmp_path / "parts" / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
+    assert len(set(whole.history["train/return/adapt_0"])) > 1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["LunarLander-v3?gravity=-12:-8&horizon=300", "BipedalWalker-v3?horizon=100"])
+def test_a_killed_run_resumed_is_the_uninterrupted_one(name, tmp_path):
+    pytest.importorskip("Box2D")
+    small = "--rounds 6 --num-clients 4 --clients-per-round 2 --episodes 4 --new-clients 0 --save-every 1 --quiet"
+    argv = [sys.executable, "-m", "fedjax_rl", "train", "fmrl", "--env", f"gym/{name}", *small.split(), "--out"]
+    assert subprocess.run([*argv, tmp_path / "whole"]).returncode == 0
+    killed = subprocess.Popen([*argv, tmp_path / "killed"])
+    while not (tmp_path / "killed" / "ckpt" / "2").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(untimed(tmp_path / "killed" / "metrics.jsonl")) < 6
+    assert main(["resume", str(tmp_path / "killed"), "--quiet"]) == 0
+    for record in ("metrics.jsonl", "eval.jsonl"):
+        assert untimed(tmp_path / "killed" / record) == untimed(tmp_path / "whole" / record)
