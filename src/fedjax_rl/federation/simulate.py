@@ -10,9 +10,9 @@ import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import placement, selection
+from fedjax_rl.federation.exchange import Exchange
 from fedjax_rl.federation.metrics import of_round
 from fedjax_rl.types import (
-    Aggregate,
     Aggregator,
     Algorithm,
     Array,
@@ -130,6 +130,7 @@ def make_simulation(
     ([1.0, 1.0], (20,))
     """
     uplink = optax.identity() if uplink is None else uplink
+    exchange = Exchange(algorithm, aggregator, uplink, num_clients)
 
     def init(key: Key) -> State:
         ids = jnp.arange(num_clients)
@@ -148,49 +149,9 @@ def make_simulation(
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
         return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
 
-    def sent(upload, client, sending):
-        # where the norm overflows, a clip would make zeros of the message, and these would be heard: its weight is made
-        # infinite instead (a NaN would look like the first one to `replay`)
-        weight = jnp.where(jnp.isfinite(optax.tree.norm(upload.message)), upload.weight, jnp.inf)
-        message, sending = uplink.update(upload.message, sending)
-        return Upload(message, weight), (client, sending)
-
     def work(shared, own, task, client_key):
         upload, client, metrics = algorithm.client_update(shared, own[0], task, client_key)
-        return *sent(upload, client, own[1]), metrics
-
-    def absorb(results, old, present, server, aggregator_state, keys):
-        """What the server makes of one exchange, what the clients keep, and who was heard and finite [M]."""
-        (messages, weights), new = results
-        finite = jax.vmap(trees.all_finite)((messages, weights, new[0]))
-        heard = (weights > 0) & finite & present
-        weights = jnp.where(heard, weights, 0.0)
-        messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
-        combined, aggregated = aggregator.update(messages, weights, aggregator_state, keys[0])
-        updated = algorithm.server_update(server, Aggregate(combined, heard.sum() / num_clients), keys[1])
-        somebody = heard.any()
-        server, aggregator_state = trees.select(somebody, (updated, aggregated), (server, aggregator_state))
-        return server, aggregator_state, trees.select(heard, new, old), heard, finite
-
-    def exchange_again(server, aggregator_state, own, tasks, keys, heard, server_keys):
-        """The exchanges after the first, by those who were heard in it: the same, and who was finite in all [M]."""
-        assert algorithm.exchanges is not None
-        count, update = algorithm.exchanges
-
-        def one(carry, number):
-            server, aggregator_state, own = carry
-
-            def work_again(shared, own, task, key):
-                upload, client = update(shared, own[0], task, jax.random.fold_in(key, number), number)
-                return sent(upload, client, own[1])
-
-            results = placement.map_clients(work_again, num_broadcast=1)(server.shared, own, tasks, keys)
-            now = [jax.random.fold_in(key, number) for key in server_keys]
-            server, aggregator_state, own, _, finite = absorb(results, own, heard, server, aggregator_state, now)
-            return (server, aggregator_state, own), finite
-
-        carry, finite = jax.lax.scan(one, (server, aggregator_state, own), jnp.arange(1, count + 1))
-        return *carry, finite.all(axis=0)
+        return *exchange.sent(upload, client, own[1]), metrics
 
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
@@ -198,14 +159,13 @@ def make_simulation(
         upload, new, client_metrics = placement.map_clients(work, num_broadcast=1)(shared, old, tasks, keys)
         present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
         server_keys = (key(AGGREGATE), key(SERVER))
-        server, aggregator_state, kept, heard, finite = absorb(
+        server, aggregator_state, kept, heard, finite = exchange.absorb(
             (upload, new), old, present, state.server, state.aggregator, server_keys
         )
-        if algorithm.exchanges:
-            server, aggregator_state, kept, still = exchange_again(
-                server, aggregator_state, kept, tasks, keys, heard, server_keys
-            )
-            finite &= still
+        server, aggregator_state, kept, still = exchange.again(
+            server, aggregator_state, kept, tasks, keys, heard, server_keys
+        )
+        finite &= still
         exchanges = algorithm.exchanges[0] if algorithm.exchanges else 1  # what the last one sends is not used
         metrics = of_round(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
         return State(
