@@ -30,13 +30,15 @@ class Planted(gymnasium.Env):
       shown, taken: its spaces; observations are samples of the first.
       leak: "object" (the object remembers earlier episodes), "class" (so does the class), or "".
       wind: anything; it is paid.
+      cut: is an episode truncated, in place of terminated?
     """
 
     steps_of_all = 0
 
-    def __init__(self, shown=None, taken=None, leak="", wind=0.0):
+    def __init__(self, shown=None, taken=None, leak="", wind=0.0, cut=False):
         self.observation_space = copy.deepcopy(shown) or gymnasium.spaces.Box(-np.inf, np.inf, (2,))
         self.action_space = taken or gymnasium.spaces.Discrete(3, start=-1)
+        self.cut = cut
         self.own, self.leak, self.wind, self.seen = shown is not None, leak, wind, 0
 
     def look(self):
@@ -55,7 +57,8 @@ class Planted(gymnasium.Env):
         assert self.action_space.contains(action), action
         self.left, self.seen, Planted.steps_of_all = self.left - 1, self.seen + 1, Planted.steps_of_all + 1
         paid = float(np.sum(action)) + self.wind
-        return self.look(), paid, self.left == 0, False, {}
+        over = self.left == 0
+        return self.look(), paid, over and not self.cut, over and self.cut, {}
 
 
 def plant(name, limit=50, **given):
@@ -167,6 +170,11 @@ def test_the_horizon_is_the_names_or_the_environments():
     with pytest.raises(ValueError, match=r"^gym/Endless-v0 has no time limit.*write gym/Endless-v0\?horizon=STEPS"):
         make_env(plant("Endless-v0", limit=None))
     assert make_env("gym/Endless-v0?horizon=9").spec.horizon == 9
+
+
+def test_an_episode_that_is_truncated_is_over():
+    *_, out = rolled(plant("Cut-v0", cut=True))
+    np.testing.assert_array_equal(out.mask, np.tile(np.arange(50) < 5, (3, 1)))
 
 
 def test_what_an_object_remembers_reaches_no_episode(capsys):
