@@ -28,7 +28,9 @@ def rolled(name, episodes):
     return env, (np.asarray(bits) & host.SEED_BITS).tolist(), jax.tree.map(np.asarray, out)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "LunarLander-v3?horizon=60", "FrozenLake-v1"])
+@pytest.mark.parametrize(
+    "name", ["CartPole-v1", "Pendulum-v1", "LunarLander-v3?horizon=60", "FrozenLake-v1", "HalfCheetah-v4?horizon=60"]
+)
 def test_an_episode_is_envpools_of_the_same_seed_and_actions_alone(name):
     """Bit by bit, in a pool of one, which is made and stepped here by hand."""
     env, seeds, out = rolled(f"envpool/{name}", 5)
@@ -40,7 +42,8 @@ def test_an_episode_is_envpools_of_the_same_seed_and_actions_alone(name):
             shown = np.eye(16)[obs[0]] if name == "FrozenLake-v1" else obs[0]
             np.testing.assert_array_equal(out.obs[e, t], np.float32(shown))
             action = out.action[e, t]
-            given = action.astype(np.int32) if env.spec.num_actions else np.clip(action, -2, 2)[None]
+            box = alone.action_space  # beyond which the half-cheetah would be charged more
+            given = action.astype(np.int32) if env.spec.num_actions else np.clip(action, box.low, box.high)[None]
             obs, reward, terminated, truncated, _ = alone.step(given)
             assert out.reward[e, t] == np.float32(reward[0])
         assert terminated[0] or truncated[0]

@@ -1,26 +1,19 @@
 """Gymnasium's environments: their own numbers in our rollouts, what is flattened and clipped, what is refused."""
 
 import copy
-import signal
-import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fedjax_rl as fr
-from fedjax_rl.cli import main
 from fedjax_rl.envs import host, make_env
 from fedjax_rl.envs.gym import MOST_ENTRIES
 from fedjax_rl.rl.policies import mlp
 from fedjax_rl.rl.rollout import make_rollout
-from fedjax_rl.runs import records
 
 gymnasium = pytest.importorskip("gymnasium")
-SMALL = {"num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,), "new_clients": 0, "quiet": True}
 
 
 class Planted(gymnasium.Env):
@@ -30,13 +23,15 @@ class Planted(gymnasium.Env):
       shown, taken: its spaces; observations are samples of the first.
       leak: "object" (the object remembers earlier episodes), "class" (so does the class), or "".
       wind: anything; it is paid.
+      cut: is an episode truncated, in place of terminated?
     """
 
     steps_of_all = 0
 
-    def __init__(self, shown=None, taken=None, leak="", wind=0.0):
+    def __init__(self, shown=None, taken=None, leak="", wind=0.0, cut=False):
         self.observation_space = copy.deepcopy(shown) or gymnasium.spaces.Box(-np.inf, np.inf, (2,))
         self.action_space = taken or gymnasium.spaces.Discrete(3, start=-1)
+        self.cut = cut
         self.own, self.leak, self.wind, self.seen = shown is not None, leak, wind, 0
 
     def look(self):
@@ -55,7 +50,8 @@ class Planted(gymnasium.Env):
         assert self.action_space.contains(action), action
         self.left, self.seen, Planted.steps_of_all = self.left - 1, self.seen + 1, Planted.steps_of_all + 1
         paid = float(np.sum(action)) + self.wind
-        return self.look(), paid, self.left == 0, False, {}
+        over = self.left == 0
+        return self.look(), paid, over and not self.cut, over and self.cut, {}
 
 
 def plant(name, limit=50, **given):
@@ -169,6 +165,11 @@ def test_the_horizon_is_the_names_or_the_environments():
     assert make_env("gym/Endless-v0?horizon=9").spec.horizon == 9
 
 
+def test_an_episode_that_is_truncated_is_over():
+    *_, out = rolled(plant("Cut-v0", cut=True))
+    np.testing.assert_array_equal(out.mask, np.tile(np.arange(50) < 5, (3, 1)))
+
+
 def test_what_an_object_remembers_reaches_no_episode(capsys):
     """Each has an object of its own."""
     name = plant("Remembers-v0", leak="object")
@@ -248,46 +249,3 @@ def test_a_module_of_ones_own_registers_its_names(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     monkeypatch.chdir(tmp_path)
     assert make_env("gym/mine:Mine-v0").spec[1:4] == (4, 1, 9)
-
-
-class Stopping:
-    """Ends a run after its second round."""
-
-    def after_round(self, directory, record):
-        return record["round"] == 2
-
-
-def untimed(path):
-    return [{k: v for k, v in r.items() if not k.startswith(("sys/", "time"))} for r in records.sound(path)]
-
-
-@pytest.mark.usefixtures("shared_programs")
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    """Ditto has two batches side by side."""
-    given = {**SMALL, "rounds": 4, "save_every": 1, "adapt_steps": 1}
-    whole = fr.train("ditto", "gym/CartPole-v1", out=tmp_path / "whole", **given)
-    parts = fr.train("ditto", "gym/CartPole-v1", out=tmp_path / "parts", callbacks=[Stopping()], **given)
-    assert parts.history["round"].tolist() == [1, 2]
-    parts = parts.resume(quiet=True)
-    np.testing.assert_array_equal(parts.returns["eval"], whole.returns["eval"])
-    assert untimed(tmp_path / "parts" / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
-    assert len(set(whole.history["train/return/adapt_0"])) > 1
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", ["LunarLander-v3?gravity=-12:-8&horizon=300", "BipedalWalker-v3?horizon=100"])
-def test_a_killed_run_resumed_is_the_uninterrupted_one(name, tmp_path):
-    pytest.importorskip("Box2D")
-    small = "--rounds 6 --num-clients 4 --clients-per-round 2 --episodes 4 --new-clients 0 --save-every 1 --quiet"
-    argv = [sys.executable, "-m", "fedjax_rl", "train", "fmrl", "--env", f"gym/{name}", *small.split(), "--out"]
-    assert subprocess.run([*argv, tmp_path / "whole"]).returncode == 0
-    killed = subprocess.Popen([*argv, tmp_path / "killed"])
-    while not (tmp_path / "killed" / "ckpt" / "2").exists():
-        assert killed.poll() is None
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert len(untimed(tmp_path / "killed" / "metrics.jsonl")) < 6
-    assert main(["resume", str(tmp_path / "killed"), "--quiet"]) == 0
-    for record in ("metrics.jsonl", "eval.jsonl"):
-        assert untimed(tmp_path / "killed" / record) == untimed(tmp_path / "whole" / record)

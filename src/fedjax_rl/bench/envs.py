@@ -7,6 +7,7 @@ is so small that few episodes end before it.
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def envs(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[R
             fns = {adapter: ours(adapter, name, size) for adapter in ADAPTERS[name] if find_spec(NEEDS[adapter])}
             taken = {adapter: int(fn().sum()) for adapter, fn in fns.items()}
             fns |= {f"gymnasium_{short}": theirs(name, size, mode) for short, mode in MODES[name].items()}
-            rates = {}
+            rates: Row = {}
             for key, seconds in interleaved(fns, repeats).items():
                 count = taken.get(key, size * steps)
                 rates[f"{key}_steps_per_s"] = count / median(seconds)
@@ -49,7 +50,7 @@ def envs(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[R
     return rows
 
 
-def ours(adapter: str, name: str, size: int) -> Callable[[], jax.Array]:
+def ours(adapter: str, name: str, size: int) -> Callable[[], Any]:
     """() -> which steps were taken [size, T], in rollouts of `size` episodes."""
     env = make_env(f"{adapter}/{name}?horizon={STEPS[name]}")
     random = Policy(lambda key: (), lambda params, obs: jnp.zeros((len(obs), env.spec.num_actions)), CATEGORICAL)
@@ -57,11 +58,11 @@ def ours(adapter: str, name: str, size: int) -> Callable[[], jax.Array]:
     return lambda: run((), jnp.zeros(()), root_key(0)).mask
 
 
-def theirs(name: str, size: int, mode: str) -> Callable[[], np.ndarray]:
+def theirs(name: str, size: int, mode: str) -> Callable[[], Any]:
     """() -> the last observations [size, O] of Gymnasium's vector environment."""
     import gymnasium
 
-    made = gymnasium.make_vec(name, num_envs=size, vectorization_mode=mode)
+    made: Any = gymnasium.make_vec(name, num_envs=size, vectorization_mode=mode)
     draws = np.random.default_rng(0)
     actions = draws.integers(made.single_action_space.n, size=(STEPS[name], size))
 

@@ -144,7 +144,7 @@ def spec_of(name: str, shown: Any, taken: Any, horizon: int | None) -> EnvSpec:
         raise ConfigError(f"{name} has no time limit of its own; write {name}?horizon=STEPS")
     actions = {"num_actions": int(taken.n)} if isinstance(taken, spaces.Discrete) else {}
     size = spaces.flatdim(shown)
-    return EnvSpec(name, size, math.prod(taken.shape), horizon, size, **actions, host=True)
+    return EnvSpec(name, size, math.prod(taken.shape or ()), horizon, size, **actions, host=True)
 
 
 def _is_flat(space: Any) -> bool:

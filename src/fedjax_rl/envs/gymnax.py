@@ -119,7 +119,7 @@ def _refuse_fields(name: str, params: Any, fields: Mapping[str, Any]) -> None:
             raise ConfigError(f"gymnax/{name} has no field {field!r}{hint}; {may}")
 
 
-def _sizes(name: str, made: Any, params: Any) -> tuple[Callable, Callable, dict[str, int]]:
+def _sizes(name: str, made: Any, params: Any) -> tuple[Callable, Callable, dict[str, Any]]:
     """(gymnax's observation -> [O], (action, parameters) -> gymnax's action, the sizes of the spec).
 
     Raises:
