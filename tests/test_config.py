@@ -123,7 +123,7 @@ def _random_value(item, rng):
         return rng.choice(registry.names(rule.kind))
     if rule.choices:
         return rng.choice(rule.choices)
-    if rule.low is None:
+    if isinstance(item.default, str):
         return rng.choice(["", "a text"]) if item.name != "kinds" else ""
     if isinstance(item.default, tuple):
         return tuple(rng.randint(1, 4096) for _ in range(rng.randint(1, 4)))

@@ -59,6 +59,7 @@ _REINFORCE = {
     "rounds": 400,
     "local_steps": 5,
     "local_lr": 0.001,
+    "inner_lr": 0.1,
     "episodes": 1,
     "surrogate": "log",
     "critic": "none",
