@@ -96,7 +96,7 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
     values = {key: value for key, value in PRESETS[name].items() if key in legal}
     if not config_class(algorithm).keeps_models:
         values.pop("kinds", None)
-    if name != "paper" and env is not None and env.startswith("ant/"):
+    if name != "paper" and "env" not in values and env is not None and env.startswith("ant/"):
         values |= _ANT
     if config_class(
         algorithm
