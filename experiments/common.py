@@ -324,17 +324,22 @@ def footer(scale: Scale, members: Members, out: Path) -> str:
 
 
 def main(
-    doc: str, name: str, experiment: Callable[..., None], *, by_method: bool = False, envs: tuple[str, ...] = ENVS
+    doc: str,
+    name: str,
+    experiment: Callable[..., None],
+    *,
+    methods: tuple[str, ...] = (),
+    envs: tuple[str, ...] = ENVS,
 ) -> None:
-    """The command line of an experiment: (scale, out, environments), and the methods where it compares them."""
+    """The command line of an experiment: (scale, out, environments), and the methods where it compares some."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="laptop")
     parser.add_argument(
         "--out", type=Path, help=f"directory of the runs and the result (default: results/{name}-SCALE)"
     )
     parser.add_argument("--envs", nargs="+", choices=envs, default=envs, help="only these environments")
-    if by_method:
-        parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="only these methods")
+    if methods:
+        parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="only these methods")
     parser.add_argument(
         "--reuse",
         nargs="+",
@@ -349,7 +354,7 @@ def main(
         parser.error(f"--reuse {unknown[0]}: no such directory or archive")
     scale = SCALES[args.scale]._replace(reuse=tuple(args.reuse))
     try:
-        experiment(scale, out, tuple(args.envs), *([tuple(args.methods)] if by_method else []))
+        experiment(scale, out, tuple(args.envs), *([tuple(args.methods)] if methods else []))
     except exits.Refusal as error:
         output.inform(f"{parser.prog}: {error}")
         sys.exit(error.code)

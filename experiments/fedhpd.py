@@ -1,11 +1,11 @@
 """FedHPD on CartPole: ten agents of unlike networks, alone and distilling from each other, beside the published table.
 
-    python -m experiments.fedhpd [--scale laptop] [--out DIR]
+    python -m experiments.fedhpd [--scale laptop] [--out DIR] [--methods NoFed placebo d=5 ...]
 
 Arms: every agent alone (NoFed); distillation after every d episodes, by the optimiser of the local steps (shared, as
 published) or by one of its own; and a placebo, whose shared optimiser takes the same steps with a gradient of zero and
 whose agents send nothing. All arms of a seed start from the same networks and are compared seed by seed. The public
-states are made by `fedjax-rl public-states` with its defaults.
+states are those that `fedjax-rl public-states` makes with its defaults, as committed.
 """
 
 import json
@@ -22,8 +22,9 @@ from fedjax_rl import config, statistics
 from fedjax_rl.cli.parse import PublicStatesOptions
 from fedjax_rl.config import presets
 
+STATES = Path(__file__).parents[1] / "docs" / "results" / "fedhpd" / "gymnax_CartPole-v1-73986a01.npy"
+METHODS = ("NoFed", "placebo", "d=5", "d=10", "d=20", "d=40", "d=80", "d=2")  # what costs most comes last
 EPISODES, SEEDS = {"tiny": 80, "laptop": 2000, "paper": 2000}, {"tiny": 2, "laptop": 5, "paper": 20}
-PERIODS = {"tiny": (5,), "laptop": (5, 10, 20, 40, 80, 2), "paper": (5, 20, 2)}  # what costs most comes last
 RETURN = "train/return/adapt_0"
 LAST = 160  # episodes, which every d divides
 # Kong et al., AAMAS 2025, from the authors' published curves: mean and deviation over five seeds of the last 100
@@ -37,12 +38,14 @@ PUBLISHED = {
 }
 
 
-def arms(scale: Scale, states: str) -> dict[str, dict[str, Any]]:
+def arms(scale: Scale, states: str, methods: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """What each arm changes of the preset, by label."""
-    found = {"NoFed": {"distill": "none"}, "placebo d=5": {"distill": "placebo", "distill_optimizer": "shared"}}
-    for d in PERIODS[scale.name]:
-        for optimizer in ("shared", "own"):
-            found[f"d={d} {optimizer}"] = {
+    alone = {"NoFed": {"distill": "none"}, "placebo d=5": {"distill": "placebo", "distill_optimizer": "shared"}}
+    found = {label: values for label, values in alone.items() if label.split()[0] in methods}
+    for method in methods:
+        for optimizer in ("shared", "own") if method.startswith("d=") else ():
+            d = int(method.removeprefix("d="))
+            found[f"{method} {optimizer}"] = {
                 "distill_optimizer": optimizer,
                 "public_states": states,
                 "local_steps": d,
@@ -60,9 +63,11 @@ def members(scale: Scale, values: Mapping[str, Any], label: str) -> Members:
 
 
 def public_states(scale: Scale, out: Path) -> str:
-    """The file of the public states, made if it is not there."""
+    """The file of the public states: the committed one, which the command made; at the tiny scale a new one."""
     from fedjax_rl.runs import visited
 
+    if scale.name != "tiny":
+        return str(STATES)
     directory = out / "public-states"
     if not (made := sorted(directory.glob("*.npy"))):
         options = PublicStatesOptions(episodes=EPISODES[scale.name])
@@ -101,9 +106,10 @@ def share(part: np.ndarray, whole: np.ndarray) -> str:
     return f"{part.mean() / whole.mean():.0%} ({low:.0%} to {high:.0%})"
 
 
-def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = METHODS) -> None:
     """Every arm is one program of all seeds; then the table and the figure."""
-    every = {label: members(scale, values, label) for label, values in arms(scale, public_states(scale, out)).items()}
+    chosen = arms(scale, public_states(scale, out), methods)
+    every = {label: members(scale, values, label) for label, values in chosen.items()}
     for some in every.values():
         run(scale, some, out)
     in_order = sorted(every, key=lambda label: (int(label.split()[0][2:]) if label.startswith("d=") else 0, label))
@@ -123,7 +129,8 @@ def last(returns: np.ndarray, count: int = LAST) -> np.ndarray:
 
 def table(returns: Mapping[str, np.ndarray], note: str) -> list[str]:
     """The lines of the page: columns beside the published ones, paired gains, the placebo's share."""
-    alone, n = returns["NoFed"], len(returns["NoFed"])
+    n = len(next(iter(returns.values())))
+    alone = returns.get("NoFed", np.full((n, 1), np.nan))
     head = ["", "last 100", "published", f"last {LAST}", "published", "AUC", "published", "AUC over NoFed, paired"]
     lines = ["# fedhpd", "", note, "", " | ".join(head).join("||"), "|---" * len(head) + "|"]
     for label, r in returns.items():
@@ -137,6 +144,8 @@ def table(returns: Mapping[str, np.ndarray], note: str) -> list[str]:
         lines.append("| " + " | ".join([*row, f"{mean:+.1f} ± {half:.1f}" if label != "NoFed" else "-"]) + " |")
     gains = {label: (last(r) - last(alone), r.mean(axis=1) - alone.mean(axis=1)) for label, r in returns.items()}
     lines += ["", f"± in columns: the deviation over {n} seeds, as published; in the last column: a 95 % t-interval."]
+    if not {"NoFed", "placebo d=5", "d=5 shared"} <= returns.keys():
+        return lines
     for name, i in (("AUC", 1), (f"mean of the last {LAST} episodes", 0)):
         of = share(gains["placebo d=5"][i], gains["d=5 shared"][i])
         lines.append(f"The placebo's share of the gain of d=5 shared in the {name}: {of}.")
@@ -163,4 +172,4 @@ def draw(returns: Mapping[str, np.ndarray], path: Path, note: str) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "fedhpd", experiment, envs=("gymnax/CartPole-v1",))
+    main(__doc__, "fedhpd", experiment, envs=("gymnax/CartPole-v1",), methods=METHODS)

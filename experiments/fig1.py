@@ -25,4 +25,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 if __name__ == "__main__":
-    main(__doc__, "table1", experiment, by_method=True)
+    main(__doc__, "table1", experiment, methods=METHODS)

@@ -76,6 +76,8 @@ def serves(done: Config, asked: Config) -> bool:
 def training(config: Config) -> Config:
     """The configuration with all that changes no number of the training at its defaults."""
     default = type(config)()
+    if getattr(config, "public_states", ""):  # wherever the file is: its name says what is in it
+        config = replace(config, public_states=Path(config.public_states).name)
     return replace(config, **{name: getattr(default, name) for name in (*EXECUTION, "adapt_steps")})
 
 

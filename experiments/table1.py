@@ -137,4 +137,4 @@ def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]
 
 
 if __name__ == "__main__":
-    main(__doc__, "table1", experiment, by_method=True)
+    main(__doc__, "table1", experiment, methods=METHODS)
