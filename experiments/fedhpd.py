@@ -22,7 +22,7 @@ from fedjax_rl import config, statistics
 from fedjax_rl.cli.parse import PublicStatesOptions
 from fedjax_rl.config import presets
 
-STATES = Path(__file__).parents[1] / "docs" / "results" / "fedhpd" / "gymnax_CartPole-v1-73986a01.npy"
+STATES = "docs/results/fedhpd/gymnax_CartPole-v1-73986a01.npy"  # from the clone, where an experiment is begun
 METHODS = ("NoFed", "placebo", "d=5", "d=10", "d=20", "d=40", "d=80", "d=2")  # what costs most comes last
 EPISODES, SEEDS = {"tiny": 80, "laptop": 2000, "paper": 2000}, {"tiny": 2, "laptop": 5, "paper": 20}
 RETURN = "train/return/adapt_0"
@@ -67,7 +67,7 @@ def public_states(scale: Scale, out: Path) -> str:
     from fedjax_rl.runs import visited
 
     if scale.name != "tiny":
-        return str(STATES)
+        return STATES
     directory = out / "public-states"
     if not (made := sorted(directory.glob("*.npy"))):
         options = PublicStatesOptions(episodes=EPISODES[scale.name])

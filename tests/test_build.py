@@ -1,5 +1,7 @@
 """From a configuration to the objects: what the options do to a round."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import optax
 import pytest
 
 from fedjax_rl import config, trees
+from fedjax_rl.config.options import ChangeConfig
 from fedjax_rl.federation import server_optimizers as optimizers
 from fedjax_rl.federation.evaluate import column_keys
 from fedjax_rl.runs import assemble, scoring
 
+PUBLIC_STATES = Path(__file__).parent / "fixtures" / "public-states.npy"
 SMALL = {"env": "probe/target", "num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,)}
 
 
@@ -70,8 +74,9 @@ def test_no_key_is_used_twice(name):
     The check takes the vmap of any scan over split keys for a second use (jax 0.10), so that the algorithms that sample
     in such a scan can be checked for one client only.
     """
-    extra = {} if name in ("scaffold", "independent") else {"critic": "local"}
-    extra |= {} if name == "scaffold" else {"stragglers": 0.3}
+    extra = {"critic": "local"} if issubclass(config.CONFIGS[name], ChangeConfig) else {}
+    extra |= {} if config.CONFIGS[name].refuses_stragglers else {"stragglers": 0.3}
+    extra |= {"public_states": str(PUBLIC_STATES)} if name == "fedhpd" else {}
     group = assemble.make_group([config.build(name, SMALL, extra, {"dropout": 0.2, "seed": seed}) for seed in (0, 1)])
     states, alive = jax.eval_shape(lambda: assemble.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
     with jax.debug_key_reuse(True):

@@ -44,7 +44,7 @@ def test_the_line_that_gave_the_first_nan_is_named(tmp_path, capsys):
     assert main(["replay", str(path)]) == 0
     said = capsys.readouterr().out
     assert f"client {client} in round 7: fedavg on probe/delayed" in said
-    assert "first NaN: invalid value (nan)" in said and "policies.py" in said
+    assert "first NaN: invalid value (nan)" in said and "distributions.py" in said
 
 
 def test_a_run_writes_down_who_was_not_finite(tmp_path, capsys, shared_programs):

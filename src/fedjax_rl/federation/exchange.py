@@ -10,6 +10,8 @@ from fedjax_rl import trees
 from fedjax_rl.federation import placement
 from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Server, Tree, Upload
 
+_AGAIN = 1 << 21  # apart from the keys that algorithms make of theirs in the first exchange
+
 
 class Exchange(NamedTuple):
     """What the exchanges of a federation have in common."""
@@ -83,11 +85,11 @@ class Exchange(NamedTuple):
             server, state, own = carry
 
             def work(shared: Tree, own: tuple[Tree, Tree], task: Tree, key: Key) -> tuple[Upload, tuple[Tree, Tree]]:
-                upload, client = update(shared, own[0], task, jax.random.fold_in(key, number), number)
+                upload, client = update(shared, own[0], task, jax.random.fold_in(key, _AGAIN + number), number)
                 return self.sent(upload, client, own[1])
 
             results = placement.map_clients(work, num_broadcast=1)(server.shared, own, tasks, client_keys)
-            now = (jax.random.fold_in(keys[0], number), jax.random.fold_in(keys[1], number))
+            now = (jax.random.fold_in(keys[0], _AGAIN + number), jax.random.fold_in(keys[1], _AGAIN + number))
             server, state, own, _, finite = self.absorb(results, own, heard, server, state, now)
             return (server, state, own), finite
 
