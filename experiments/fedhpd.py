@@ -132,7 +132,7 @@ def table(returns: Mapping[str, np.ndarray], note: str) -> list[str]:
     n = len(next(iter(returns.values())))
     alone = returns.get("NoFed", np.full((n, 1), np.nan))
     head = ["", "last 100", "published", f"last {LAST}", "published", "AUC", "published", "AUC over NoFed, paired"]
-    lines = ["# fedhpd", "", note, "", " | ".join(head).join("||"), "|---" * len(head) + "|"]
+    lines = ["# fedhpd", "", note, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for label, r in returns.items():
         row = [label]
         d = int(label.split()[0].removeprefix("d=")) if label.startswith("d=") else 1
