@@ -6,6 +6,7 @@ adaptation; between clients, the task too. The episodes on which a client adapts
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +59,11 @@ def panels(run: Assembled, state: simulate.State, clients: tuple[int, ...], step
     twice = jnp.concatenate([ids, ids])
     key = simulate.stream(state.key, simulate.FILM, state.round)
     policy = make_policy(run.config, run.env.spec)
-    film = jax.jit(jax.vmap(make_film(run.env, policy), in_axes=(0, 0, None)))
-    qpos, returns = (np.asarray(x) for x in film(both, trees.take(state.tasks, twice), key))
+    film = make_film(run.env, policy)
+    one = lambda row: film(*row, key)
+    # clients of unlike kinds stand in no block here: one by one
+    each = partial(jax.lax.map, one) if run.config.kinds else jax.vmap(one)
+    qpos, returns = (np.asarray(x) for x in jax.jit(each)((both, trees.take(state.tasks, twice))))
     rows = []
     for i, client in enumerate(clients):
         name = f"client {client}, {run.env.describe(trees.take(state.tasks, client))}"
