@@ -492,14 +492,14 @@ def test_a_signal_is_heeded_within_the_last_evaluation(tmp_path, monkeypatch, ca
     seen = []
     make = scoring.make_evaluate
 
-    def interrupting(objects, mesh, pause):
+    def interrupting(objects, mesh, pause, at_once):
         def counted():
             seen.append(1)
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
             pause()
 
-        return make(objects, mesh, counted)
+        return make(objects, mesh, counted, at_once)
 
     monkeypatch.setattr(scoring, "make_evaluate", interrupting)
     code, _, err = call(capsys, "train", *SMALL, "--adapt-steps", "50", "--out", tmp_path / "run")

@@ -264,7 +264,7 @@ INVALID = [
     ("--gae-lambda", "2"),
     ("--server", "adamm"),
     ("--order", "third"),
-    ("--critic", "none"),
+    ("--critic", "nothing"),
     ("--clients-per-round", "201"),
     ("--client-batch", "999"),
     ("--serverlr", "1"),

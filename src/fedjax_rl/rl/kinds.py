@@ -94,7 +94,9 @@ class Rows:
 
     def __init__(self, inits: Sequence[Callable[[Key], Params]]):
         self._inits = inits
-        shapes = [jax.eval_shape(init, jax.random.key(0)) for init in inits]
+        # of any key: only shapes are asked for
+        key = jax.eval_shape(jax.random.wrap_key_data, jax.ShapeDtypeStruct((2,), jnp.uint32))
+        shapes = [jax.eval_shape(init, key) for init in inits]
         self._flat = [ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)) for shape in shapes]
         self.size = max(flat.size for flat, _ in self._flat)
 
