@@ -8,7 +8,7 @@ adaptation; between clients, the task too. The episodes on which a client adapts
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +60,9 @@ def panels(run: Assembled, state: simulate.State, clients: tuple[int, ...], step
     key = simulate.stream(state.key, simulate.FILM, state.round)
     policy = make_policy(run.config, run.env.spec)
     film = make_film(run.env, policy)
-    one = lambda row: film(*row, key)
+    one = lambda row: film(row[0], row[1], key)
     # clients of unlike kinds stand in no block here: one by one
-    each = partial(jax.lax.map, one) if run.config.kinds else jax.vmap(one)
+    each: Any = partial(jax.lax.map, one) if run.config.kinds else jax.vmap(one)
     qpos, returns = (np.asarray(x) for x in jax.jit(each)((both, trees.take(state.tasks, twice))))
     rows = []
     for i, client in enumerate(clients):
