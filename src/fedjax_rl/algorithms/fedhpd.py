@@ -1,5 +1,6 @@
 """FedHPD: clients of unlike networks learn from what their policies say about states that all of them know."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,9 @@ import optax
 
 from fedjax_rl import meta
 from fedjax_rl.algorithms.parts import chunked, measured
-from fedjax_rl.types import Algorithm, Array, Problem, Server, Upload
+from fedjax_rl.types import Algorithm, Array, Client, Params, Problem, Server, Upload
+
+DISTILL, OPTIMIZERS = ("consensus", "placebo", "none"), ("own", "shared")
 
 
 def fedhpd(
@@ -50,64 +53,96 @@ def fedhpd(
       lr_decay, lr_decay_every: as above.
       client_batch: clients whose gradients are computed at a time (None: all).
     """
-    adam, steps = optax.scale_by_adam(), loops * parts
-    loss_gradient = chunked(jax.grad(problem.loss), client_batch)
+    if distill not in DISTILL or distill_optimizer not in OPTIMIZERS:
+        raise ValueError(f"distill {distill!r} by {distill_optimizer!r}: one of {DISTILL}, by one of {OPTIMIZERS}")
+    move, steps = _adam_steps(client_opt, lr_decay, lr_decay_every), loops * parts
+    gradient = chunked(jax.grad(problem.loss), client_batch)
     slot = "adam" if distill_optimizer == "shared" else "distill_adam"  # of the state of the distillation's optimiser
-    exchanged = distill == "consensus"
-    known: Any = public_states  # there, like `say` and `divergence`, where clients distil
-    say: Any = problem.say
-    divergence: Any = problem.divergence
-    states = jnp.asarray(known).reshape(parts, -1, known.shape[-1]) if exchanged else known
 
-    def moved(client, gradient, slot):
-        """The client after a step of the optimiser whose state is in that slot."""
+    def client_update(shared, client, task, key):
+        def learn(client, number):
+            batch, stats = problem.sample(client["params"], task, jax.random.fold_in(key, number))
+            client = move(client, gradient(client["params"], batch), "adam")
+            return {**client, "batches": client["batches"] + 1}, stats
+
+        client, stats = jax.lax.scan(learn, client, jnp.arange(local_steps))
+        if distill == "placebo":
+            nothing = jax.tree.map(jnp.zeros_like, client["params"])
+            client, _ = jax.lax.scan(lambda client, _: (move(client, nothing, slot), ()), client, length=steps)
+        metrics = measured(stats._replace(returned=stats.returned.mean()))
+        return Upload(jnp.zeros((0,)), jnp.ones(())), client, metrics
+
+    def init_client(shared, key, id):
+        params = problem.own(problem.init(key), id)
+        adams = {name: optax.scale_by_adam().init(params) for name in {"adam", slot}}
+        return {"params": params, "batches": jnp.zeros(()), **adams}
+
+    adapt = chunked(lambda params, batch: meta.adapt(problem.loss, params, batch, inner_lr), client_batch)
+    alone = Algorithm(
+        init=lambda key: Server((), ()),
+        init_client=init_client,
+        client_update=client_update,
+        server_update=lambda server, aggregate, key: server,
+        personal_params=lambda shared, client: client["params"],
+        adapt=lambda shared, client, params, batch: adapt(params, batch),
+    )
+    if distill != "consensus":
+        return alone
+    if public_states is None:
+        raise ValueError("public_states: none given; clients distil on them")
+    states = jnp.asarray(public_states).reshape(parts, -1, public_states.shape[-1])
+    return _with_consensus(alone, problem, states, steps, lambda client, push: move(client, push, slot), client_batch)
+
+
+def _adam_steps(client_opt: optax.GradientTransformation, lr_decay: Any, lr_decay_every: int) -> Callable:
+    """(client, gradient, slot) -> the client after a step of the Adam whose state is in that slot."""
+    adam = optax.scale_by_adam()
+
+    def move(client: Client, gradient: Params, slot: str) -> Client:
         params = client["params"]
         direction, state = adam.update(gradient, client[slot])
         shrunk = lr_decay ** jnp.floor(client["batches"] / lr_decay_every)
         updates, _ = client_opt.update(jax.tree.map(lambda d: shrunk * d, direction), client_opt.init(params), params)
         return {**client, "params": optax.apply_updates(params, updates), slot: state}
 
+    return move
+
+
+def _with_consensus(
+    alone: Algorithm,
+    problem: Problem,
+    states: Array,
+    steps: int,
+    move: Callable[[Client, Params], Client],
+    client_batch: int | None,
+) -> Algorithm:
+    """Clients that learn as in `alone`, then take `steps` steps towards the mean of what all say.
+
+    states: [parts, S / parts, O]. move: (client, gradient) -> client, a step of the distillation's optimiser.
+    """
+    if problem.say is None or problem.divergence is None:
+        raise ValueError("the problem has no `say` and `divergence`, which distillation needs")
+    say, gradient = problem.say, chunked(jax.grad(problem.divergence), client_batch)
+
     def said(client, number):
-        message = say(client["params"], states[number % parts]) if exchanged else jnp.zeros((0,))
-        return Upload(message, jnp.ones(()))
-
-    def client_update(shared, client, task, key):
-        def learn(client, number):
-            batch, stats = problem.sample(client["params"], task, jax.random.fold_in(key, number))
-            client = moved(client, loss_gradient(client["params"], batch), "adam")
-            return {**client, "batches": client["batches"] + 1}, stats
-
-        client, stats = jax.lax.scan(learn, client, jnp.arange(local_steps))
-        if distill == "placebo":
-            nothing = jax.tree.map(jnp.zeros_like, client["params"])
-            client, _ = jax.lax.scan(lambda client, _: (moved(client, nothing, slot), ()), client, length=steps)
-        return said(client, 0), client, measured(stats._replace(returned=stats.returned.mean()))
-
-    divergence_gradient = chunked(jax.grad(divergence), client_batch) if exchanged else divergence
-
-    def distil(shared, client, task, key, number):
-        gradient = divergence_gradient(client["params"], shared, states[(number - 1) % parts])
-        client = moved(client, gradient, slot)
-        return said(client, number), client
+        return Upload(say(client["params"], states[number % len(states)]), jnp.ones(()))
 
     def init(key):
-        if not exchanged:
-            return Server((), ())
-        silent = jax.eval_shape(lambda: say(problem.own(problem.init(key), 0), states[0]))
+        silent = jax.eval_shape(lambda: say(problem.own(problem.init(key), jnp.zeros((), jnp.int32)), states[0]))
         return Server(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), silent), ())
 
-    def init_client(shared, key, id):
-        params = problem.own(problem.init(key), id)
-        adams = {name: adam.init(params) for name in {"adam", slot}}
-        return {"params": params, "batches": jnp.zeros(()), **adams}
+    def client_update(shared, client, task, key):
+        _, client, metrics = alone.client_update(shared, client, task, key)
+        return said(client, 0), client, metrics
 
-    adapt = chunked(lambda params, batch: meta.adapt(problem.loss, params, batch, inner_lr), client_batch)
-    return Algorithm(
+    def distil(shared, client, task, key, number):
+        push = gradient(client["params"], shared, states[(number - 1) % len(states)])
+        client = move(client, push)
+        return said(client, number), client
+
+    return alone._replace(
         init=init,
-        init_client=init_client,
         client_update=client_update,
-        server_update=lambda server, aggregate, key: Server(aggregate.message, ()) if exchanged else server,
-        personal_params=lambda shared, client: client["params"],
-        adapt=lambda shared, client, params, batch: adapt(params, batch),
-        exchanges=(steps, distil) if exchanged else None,
+        server_update=lambda server, aggregate, key: Server(aggregate.message, ()),
+        exchanges=(steps, distil),
     )
