@@ -13,26 +13,26 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def refused(cases):
+def assert_refused(cases):
     """Every case is; and there is one, or nothing would be looked at."""
     ends = [(case.end, str(case)) for case in cases]
     assert ends and all(end == REFUSED for end, _ in ends), ends
 
 
 def test_what_differs_is_named_in_both_and_nothing_is_written(tmp_path):
-    refused(processes.differing(tmp_path, ("option", "variable")))
+    assert_refused(processes.differing(tmp_path, ("option", "variable")))
 
 
 def test_a_missing_process_is_given_up_after_the_bound(tmp_path):
     train = (*processes.TRAIN, "--out", str(tmp_path / "run"), "--join-timeout", "2")
     pair = processes.Pair(tmp_path, train, None)
-    refused([pair.case("missing", "process 1", 6, ["process 1 of 2 did not come to localhost:"])])
+    assert_refused([pair.case("missing", "process 1", 6, ["process 1 of 2 did not come to localhost:"])])
     assert "process 0 of 2: waiting for process 1 at localhost:" in pair.said(0)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bits(tmp_path):
-    refused(processes.killed(tmp_path, ["a round"], [1]))
+    assert_refused(processes.killed(tmp_path, ["a round"], [1]))
 
 
 @pytest.mark.parametrize(

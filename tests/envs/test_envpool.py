@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _cohorts import assert_half_has_the_episodes_of_the_whole
 
 import fedjax_rl as fr
 from fedjax_rl.envs import host, make_env
@@ -66,18 +67,7 @@ def test_cartpole_is_gymnasiums_from_the_same_state():
 
 
 def test_a_cohort_of_half_the_size_has_the_same_episodes():
-    env, keys = make_env("envpool/LunarLander-v3"), jax.random.split(jax.random.key(2), 8)
-
-    def run(keys):
-        state, shown = jax.vmap(env.reset, in_axes=(0, None))(keys, 0.0), []
-        for _ in range(3):
-            state = jax.vmap(env.step, in_axes=(0, None, None))(state, jnp.full(1, 2, jnp.int32), 0.0)
-            shown.append((state.obs, state.reward, state.done))
-        return shown
-
-    whole, half = jax.jit(run)(keys), jax.jit(run)(keys[4:])
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[4:], y), whole, half)
-    assert len(np.unique(whole[0][0][:, 0])) == 8
+    assert_half_has_the_episodes_of_the_whole(make_env("envpool/LunarLander-v3"), 0.0, jnp.full(1, 2, jnp.int32))
 
 
 def test_what_envpool_does_not_have_is_refused(monkeypatch):

@@ -77,36 +77,36 @@ def states(made) -> list[At]:
     return made
 
 
-def close(ours, theirs, rtol=1e-9):
+def assert_close(ours, theirs, rtol=1e-9):
     theirs = np.asarray(theirs)
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=rtol, atol=rtol * max(1.0, np.abs(theirs).max()))
 
 
 def test_xmat_and_xpos(states):
     for at in states:
-        close(numbers(at.motion.rotation).reshape(-1, 9)[1:], at.d.xmat[1:])
-        close((numbers(at.motion.position) + numbers(at.motion.base))[1:], at.d.xpos[1:])
+        assert_close(numbers(at.motion.rotation).reshape(-1, 9)[1:], at.d.xmat[1:])
+        assert_close((numbers(at.motion.position) + numbers(at.motion.base))[1:], at.d.xpos[1:])
 
 
 def test_qM_and_qfrc_bias(states):
     for at in states:
         M, bias = dynamics.inertia_and_bias(at.robot, at.motion, at.constants)
-        close(at.dense(M), at.full_M())
-        close(numbers(bias), at.d.qfrc_bias)
+        assert_close(at.dense(M), at.full_M())
+        assert_close(numbers(bias), at.d.qfrc_bias)
 
 
 def test_qfrc_passive_qfrc_actuator_and_qacc_smooth(states):
     for at in states:
-        close(numbers(dynamics.passive_force(at.robot, at.q, at.v)), at.d.qfrc_passive)
-        close(numbers(dynamics.actuator_force(at.robot, at.ctrl, at.constants)), at.d.qfrc_actuator)
-        close(numbers(at.problem.free), at.d.qacc_smooth)
+        assert_close(numbers(dynamics.passive_force(at.robot, at.q, at.v)), at.d.qfrc_passive)
+        assert_close(numbers(dynamics.actuator_force(at.robot, at.ctrl, at.constants)), at.d.qfrc_actuator)
+        assert_close(numbers(at.problem.free), at.d.qacc_smooth)
 
 
 def test_a_control_outside_its_range_is_clipped(states):
     at = states[0]
     at.d.ctrl[:] = wide = np.linspace(-3, 3, at.m.nu)
     mujoco.mj_fwdActuation(at.m, at.d)
-    close(numbers(dynamics.actuator_force(at.robot, scalars(wide), at.constants)), at.d.qfrc_actuator)
+    assert_close(numbers(dynamics.actuator_force(at.robot, scalars(wide), at.constants)), at.d.qfrc_actuator)
 
 
 def test_contacts_have_efc_J_efc_D_and_efc_aref(states):
@@ -129,9 +129,9 @@ def test_contacts_have_efc_J_efc_D_and_efc_aref(states):
             if at.m.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL:
                 turn = np.stack([frame[0] + sign * mu * frame[k] for k in (1, 2) for sign in (1, -1)])
             rows = slice(theirs.efc_address, theirs.efc_address + len(turn))
-            close(turn @ world, J[rows])
-            close(turn @ numbers(found.aref), at.d.efc_aref[rows])
-            close(np.full(len(turn), found.D.value), at.d.efc_D[rows])
+            assert_close(turn @ world, J[rows])
+            assert_close(turn @ numbers(found.aref), at.d.efc_aref[rows])
+            assert_close(np.full(len(turn), found.D.value), at.d.efc_D[rows])
             seen += 1
     assert seen >= 15
 
@@ -146,8 +146,8 @@ def test_limits_have_efc_J_efc_D_and_efc_aref(states):
         for row in rows:
             limit = active[int(at.m.jnt_dofadr[at.d.efc_id[row]])]
             assert limit.sign.value == J[row, limit.dof]
-            close(limit.D.value, at.d.efc_D[row])
-            close(limit.aref.value, at.d.efc_aref[row])
+            assert_close(limit.D.value, at.d.efc_D[row])
+            assert_close(limit.aref.value, at.d.efc_aref[row])
         seen += len(rows)
     assert seen >= 3
 
@@ -161,13 +161,13 @@ def test_cost_gradient_and_hessian_are_those_of_mj_constraintUpdate(states):
         p, ours = at.problem, scalars(a)
         rows = problem.residuals(p, ours)
         force, hessian = problem.constraint_force_and_hessian(p, rows)
-        close(problem.cost(p, ours, rows).value, cost)
-        close(at.full_M() @ a - at.d.qfrc_smooth - numbers(force), gradient)
-        close(numbers(problem.constraint_force(p, rows)), numbers(force))
+        assert_close(problem.cost(p, ours, rows).value, cost)
+        assert_close(at.full_M() @ a - at.d.qfrc_smooth - numbers(force), gradient)
+        assert_close(numbers(problem.constraint_force(p, rows)), numbers(force))
         small, columns = 1e-5, []
         for unit in np.eye(at.m.nv):
             columns.append((at.update(a + small * unit)[1] - at.update(a - small * unit)[1]) / (2 * small))
-        close(at.dense(hessian), np.stack(columns), rtol=1e-6)
+        assert_close(at.dense(hessian), np.stack(columns), rtol=1e-6)
 
 
 def test_slope_and_curvature_along_a_direction(states):
@@ -179,16 +179,16 @@ def test_slope_and_curvature_along_a_direction(states):
         rows, along = problem.residuals(p, scalars(a)), problem.moved(p, scalars(direction))
         start = direction @ (M @ a - at.d.qfrc_smooth), direction @ M @ direction
         slope, curvature = problem.slope_and_curvature(p, rows, along, *map(Scalar, start))
-        close(slope.value, direction @ at.update(a)[1])
+        assert_close(slope.value, direction @ at.update(a)[1])
         hessian = at.dense(problem.constraint_force_and_hessian(p, rows)[1])
-        close(curvature.value, direction @ hessian @ direction)
+        assert_close(curvature.value, direction @ hessian @ direction)
 
 
 def test_qacc_and_qfrc_constraint(states):
     for at in states:
         found = newton.newton(at.problem, at.warm)
-        close(numbers(found.a), at.d.qacc, rtol=1e-6)
-        close(numbers(problem.constraint_force(at.problem, found.at)), at.d.qfrc_constraint, rtol=1e-6)
+        assert_close(numbers(found.a), at.d.qacc, rtol=1e-6)
+        assert_close(numbers(problem.constraint_force(at.problem, found.at)), at.d.qfrc_constraint, rtol=1e-6)
         assert found.steps.value < newton.ITERATIONS
 
 
@@ -197,11 +197,11 @@ def test_a_whole_step_is_mj_step(states):
     for at in states:
         q, v, warm = step.step(at.robot, at.q, at.v, at.warm, at.ctrl, at.constants)
         mujoco.mj_step(at.m, at.d)
-        close(numbers(q), at.d.qpos, rtol=1e-8)
-        close(numbers(v), at.d.qvel, rtol=1e-8)
-        close(numbers(warm), at.d.qacc_warmstart, rtol=1e-6)
+        assert_close(numbers(q), at.d.qpos, rtol=1e-8)
+        assert_close(numbers(v), at.d.qvel, rtol=1e-8)
+        assert_close(numbers(warm), at.d.qacc_warmstart, rtol=1e-6)
         mujoco.mj_integratePos(at.m, q := at.d.qpos.copy(), at.d.qvel, at.m.opt.timestep)
-        close(numbers(step.integrate(at.robot, scalars(at.d.qpos), scalars(at.d.qvel))), q)
+        assert_close(numbers(step.integrate(at.robot, scalars(at.d.qpos), scalars(at.d.qvel))), q)
 
 
 @pytest.mark.parametrize("name", ROBOTS)
@@ -218,11 +218,11 @@ def test_inverse_weights_are_those_of_mj_setConst_and_so_is_a_step_with_factors(
         model.actuator_gear[:] *= gear[:, None]
         mujoco.mj_setConst(model, data)
         bodies, dofs = constants.inverse_weights(made, scalars(mass), scalars(inertia))
-        close(numbers(bodies), model.body_invweight0[:, 0])
-        close(numbers(dofs), model.dof_invweight0)
+        assert_close(numbers(bodies), model.body_invweight0[:, 0])
+        assert_close(numbers(dofs), model.dof_invweight0)
         own = constants.scaled(made, *map(scalars, (mass, inertia, friction, gear)), bodies, dofs)
         _, v, _ = step.step(made, *map(scalars, rows), own)
         place(model, data, *rows[:3])
         data.ctrl[:] = rows[3]
         mujoco.mj_step(model, data)
-        close(numbers(v), data.qvel, rtol=1e-8)
+        assert_close(numbers(v), data.qvel, rtol=1e-8)

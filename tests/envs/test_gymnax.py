@@ -57,7 +57,7 @@ def step_both(name, task, prepare=lambda env, x: None):
     return taken
 
 
-def same(taken):
+def assert_same(taken):
     for state, obs, reward, terminated in taken:
         np.testing.assert_allclose(state.obs, obs, atol=1e-5, rtol=1e-5)
         assert float(state.reward) == pytest.approx(reward, abs=1e-5) and bool(state.done) == terminated
@@ -66,7 +66,7 @@ def same(taken):
 @pytest.mark.parametrize("name", STATE)
 def test_a_step_is_gymnasiums_from_the_same_state(name):
     taken = step_both(name, None)
-    same(taken)
+    assert_same(taken)
     if name == "CartPole-v1":  # whose steps are all paid, the one with which the pole falls too
         ended = [float(state.reward) for state, *_ in taken if state.done]
         assert len(ended) >= 1 and set(ended) == {1.0}
@@ -77,7 +77,7 @@ def test_a_clients_own_parameter_is_gymnasiums_with_it(name):
     """Also what gymnax stores of it: the pole's moment, the mass of both, the link's centre."""
     env = make_env(f"gymnax/{name}")
     task = env.sample_tasks(jax.random.key(3), 2)[1]
-    same(step_both(name, task, OWN_PARAMETERS[name]))
+    assert_same(step_both(name, task, OWN_PARAMETERS[name]))
 
 
 def test_tasks_are_uniform_by_identity():

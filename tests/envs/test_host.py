@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _cohorts import assert_half_has_the_episodes_of_the_whole
 
 from fedjax_rl.envs import host
 from fedjax_rl.envs.base import EnvSpec
@@ -131,18 +132,7 @@ def test_a_loop_that_ends_early_learns_what_a_scan_learns(rolled):
 
 
 def test_half_of_a_cohort_has_the_episodes_that_it_has_in_the_whole():
-    env, keys = walks([]), jax.random.split(jax.random.key(2), 8)
-
-    def run(keys):
-        state, shown = jax.vmap(env.reset, in_axes=(0, None))(keys, 1.0), []
-        for _ in range(3):
-            state = jax.vmap(env.step, in_axes=(0, None, None))(state, jnp.ones(1), 1.0)
-            shown.append((state.obs, state.reward, state.done))
-        return shown
-
-    whole, half = jax.jit(run)(keys), jax.jit(run)(keys[4:])
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[4:], y), whole, half)
-    assert len(np.unique(whole[0][0][:, 0])) == 8
+    assert_half_has_the_episodes_of_the_whole(walks([]), 1.0, jnp.ones(1))
 
 
 def test_policies_that_share_their_keys_share_a_reset(rolled):
