@@ -4,6 +4,7 @@ A client's parameters are {"kind": (), "row": [P]}: the number of its kind, a fl
 parameters do, and its own parameters one after the other, filled up with zeros to the longest of all kinds.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,13 +65,15 @@ def _mapped(fns: list[Callable], block: Sequence[int], at_once: int | None) -> C
         if size < len(block):
             out = jax.vmap(lambda k, own: jax.lax.switch(k.astype(jnp.int32), branches, own))(kinds, rows)
         else:
-            out = _segments(branches, np.resize(block, size), kinds, rows, at_once)
+            # the members of a sweep go through all kinds one member at a time, as clients do
+            whole = functools.partial(_segments, branches, np.resize(block, size), at_once)
+            out = chunked(whole, at_once)(kinds, rows)
         return out, jax.tree.map(lambda _: True, out)
 
     return call
 
 
-def _segments(fns: list[Callable], expected: np.ndarray, kinds: Array, rows: list[Array], at_once: int | None) -> Tree:
+def _segments(fns: list[Callable], expected: np.ndarray, at_once: int | None, kinds: Array, rows: list[Array]) -> Tree:
     places = [np.flatnonzero(expected == k) for k in range(len(fns))]
     parts = [
         jax.vmap(chunked(fn, at_once))([x[at] for x in rows]) for fn, at in zip(fns, places, strict=True) if len(at)
