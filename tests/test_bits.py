@@ -31,9 +31,10 @@ def three_rounds(algorithm: str, env: str, backend: str):
     """The state after three rounds of the preset `tiny`, by the program that a run uses."""
     resolve_backend("native")
     values = {"env": env, "backend": backend, "seed": 3}
+    if algorithm in ("fedhpd", "dpa_fedrl"):
+        values |= {"kinds": "4x8-8:tanh, 4x16:relu:0.01", "selection": "by_kind"}
     if algorithm == "fedhpd":
-        values |= {"public_states": str(FILE.with_name("public-states.npy")), "kinds": "4x8-8:tanh, 4x16:relu:0.01"}
-        values |= {"selection": "by_kind"}
+        values |= {"public_states": str(FILE.with_name("public-states.npy"))}
     group = assemble.make_group([build_config(algorithm, preset("tiny", algorithm, env), values)])
     step, state = loop.compile_round(group).step, assemble.initial_states(group)
     alive = np.ones(1, bool)

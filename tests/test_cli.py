@@ -107,7 +107,7 @@ def test_help_names_every_option_and_default(capsys):
 def test_list_as_json(capsys):
     code, out, _ = call(capsys, "list", "--json")
     assert code == 0
-    names = "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd"
+    names = "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl"
     assert set(json.loads(out)["algorithms"]) == set(names.split())
 
 

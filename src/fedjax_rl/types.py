@@ -35,6 +35,21 @@ class Stats(NamedTuple):
     nonfinite_envs: Array
 
 
+class Walk(NamedTuple):
+    """An episode after another, lived through a step at a time by a server.
+
+    Attributes:
+      start: key -> where the walk is.
+      step: (where it is, the mean of what the policies say of its observation, leaves [1, ...], key) -> where it is
+        then. The action is drawn from that mean. Where an episode is over the next one begins.
+      see: where it is -> the observation [O].
+    """
+
+    start: Callable[[Key], Tree]
+    step: Callable[[Tree, Tree, Key], Tree]
+    see: Callable[[Tree], Array]
+
+
 class Problem(NamedTuple):
     """All that an algorithm may know of reinforcement learning.
 
@@ -47,6 +62,8 @@ class Problem(NamedTuple):
         except where clients are of unlike kinds: then `init` gives those of all kinds.
       say: (parameters, obs [S, O]) -> what the policy says of S observations, for distillation; leaves [S, ...].
       divergence: (parameters, consensus, obs [S, O]) -> (), how far the policy is from what others said of them, mean.
+      distance: the same, by the squared difference of what it says and they said, summed and averaged over the S.
+      walk: through the clients' environment, for a server that acts.
     """
 
     init: Callable[[Key], Params]
@@ -55,6 +72,8 @@ class Problem(NamedTuple):
     own: Callable[[Params, Array | int], Params] = lambda params, id: params
     say: Callable[[Params, Array], Tree] | None = None
     divergence: Callable[[Params, Tree, Array], Array] | None = None
+    distance: Callable[[Params, Tree, Array], Array] | None = None
+    walk: Walk | None = None
 
 
 class Server(NamedTuple):

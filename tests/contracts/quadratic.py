@@ -7,7 +7,7 @@ import optax
 
 from fedjax_rl.federation import aggregators, simulate
 from fedjax_rl.host import registry
-from fedjax_rl.types import Problem, Stats
+from fedjax_rl.types import Problem, Stats, Walk
 
 INNER_LR, LOCAL_LR, STEPS = 0.2, 0.05, 3
 
@@ -25,12 +25,20 @@ def say(params, obs):
     return obs @ params["x"]
 
 
+# a server that is moved by the mean alone: o -> o / 2 + mean, where o [3] are the first places
+WALK = Walk(
+    start=lambda key: jnp.arange(1.0, 4.0),
+    step=lambda at, mean, key: 0.5 * at + mean[0],
+    see=lambda at: at,
+)
 PROBLEM = Problem(
     init=lambda key: {"x": jax.random.normal(key, (3,), jnp.float64)},
     sample=sample,
     loss=loss,
     say=say,
     divergence=lambda params, consensus, obs: 0.5 * jnp.mean((say(params, obs) - consensus) ** 2),
+    distance=lambda params, consensus, obs: jnp.mean((say(params, obs) - consensus) ** 2),
+    walk=WALK,
 )
 PUBLIC_STATES = np.random.default_rng(0).normal(size=(8, 3))
 
@@ -46,7 +54,7 @@ def sample_tasks(key, n):
 def make(name, *, server_opt=None, problem=PROBLEM, **settings):
     if name == "fedhpd":
         settings.setdefault("public_states", PUBLIC_STATES)
-    elif name != "independent":
+    elif name not in ("independent", "dpa_fedrl"):
         settings["server_opt"] = optax.sgd(1.0) if server_opt is None else server_opt
     return registry.find("algorithm", name)(
         problem,

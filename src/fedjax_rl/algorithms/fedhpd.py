@@ -55,7 +55,7 @@ def fedhpd(
     """
     if distill not in DISTILL or distill_optimizer not in OPTIMIZERS:
         raise ValueError(f"distill {distill!r} by {distill_optimizer!r}: one of {DISTILL}, by one of {OPTIMIZERS}")
-    move, steps = _adam_steps(client_opt, lr_decay, lr_decay_every), loops * parts
+    move, steps = adam_steps(client_opt, lr_decay, lr_decay_every), loops * parts
     gradient = chunked(jax.grad(problem.loss), client_batch)
     slot = "adam" if distill_optimizer == "shared" else "distill_adam"  # of the state of the distillation's optimiser
 
@@ -94,7 +94,7 @@ def fedhpd(
     return _with_consensus(alone, problem, states, steps, lambda client, push: move(client, push, slot), client_batch)
 
 
-def _adam_steps(client_opt: optax.GradientTransformation, lr_decay: Any, lr_decay_every: int) -> Callable:
+def adam_steps(client_opt: optax.GradientTransformation, lr_decay: Any, lr_decay_every: int) -> Callable:
     """(client, gradient, slot) -> the client after a step of the Adam whose state is in that slot."""
     adam = optax.scale_by_adam()
 

@@ -144,6 +144,23 @@ class FedHpdConfig(Config):
         return self.local_steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class DpaFedRlConfig(Config):
+    """DPA-FedRL: clients, also of unlike networks, follow a server that acts by the mean of their policies."""
+
+    algorithm: ClassVar[str] = "dpa_fedrl"
+    keeps_models: ClassVar[bool] = True
+    refuses_stragglers: ClassVar[str] = "its optimisers keep their state"
+    variant: str = name("corrected", "corrected", "published")  # published: compares with the policy in the next state
+    lr_decay: float = number(0.95, 0, 1, above=True)  # factor of the rates after every lr_decay_every batches
+    lr_decay_every: int = number(100, 1, BIG)  # batches of a client after which its rate is lowered
+
+    @property
+    def batches(self) -> int:
+        """One for every local step."""
+        return self.local_steps
+
+
 _CLASSES = (
     FmrlConfig,
     FedAvgConfig,
@@ -157,6 +174,7 @@ _CLASSES = (
     MetaSgdConfig,
     IndependentConfig,
     FedHpdConfig,
+    DpaFedRlConfig,
 )
 CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
 

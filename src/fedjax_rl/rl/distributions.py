@@ -25,6 +25,7 @@ class Distribution(NamedTuple):
       entropy: head -> [B] in nats.
       say: head -> what a client tells others of its policy in distillation, leaves [B, ...]; their means are a
         consensus.
+      head_of: a consensus -> the head that says it.
       divergence: (consensus, head) -> [B] in nats, how far the policy is from it; what distillation lowers.
     """
 
@@ -34,6 +35,7 @@ class Distribution(NamedTuple):
     log_prob: Callable[[Tree, Array], Array]
     entropy: Callable[[Tree], Array]
     say: Callable[[Tree], Tree]
+    head_of: Callable[[Tree], Tree]
     divergence: Callable[[Tree, Tree], Array]
 
 
@@ -92,6 +94,7 @@ GAUSSIAN = Distribution(
     log_prob=lambda head, action: normal_log_prob(head[0], head[1], action),
     entropy=lambda head: normal_entropy(head[1]),
     say=lambda head: (head[0], jnp.exp(head[1])),
+    head_of=lambda consensus: (consensus[0], jnp.log(consensus[1])),
     divergence=lambda consensus, head: normal_kl(head[0], jnp.exp(head[1]), *consensus),
 )
 
@@ -104,5 +107,6 @@ CATEGORICAL = Distribution(
     log_prob=categorical_log_prob,
     entropy=categorical_entropy,
     say=jax.nn.softmax,
+    head_of=jnp.log,
     divergence=categorical_kl,
 )

@@ -167,6 +167,7 @@ def mixed_problem(mixed: Problem, problems: Sequence[Problem], block: Sequence[i
         own=lambda params, id: jax.tree.map(lambda x: x[jnp.asarray(block)[id % len(block)]], params),
         loss=scalar([problem.loss for problem in problems], 1),
         divergence=scalar([problem.divergence for problem in problems], 2),
+        distance=scalar([problem.distance for problem in problems], 2),
     )
 
 

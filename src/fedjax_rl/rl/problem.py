@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_rl.envs.base import Env
 from fedjax_rl.rl import critics
@@ -10,6 +11,7 @@ from fedjax_rl.rl.critics import Critic
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
 from fedjax_rl.rl.surrogates import REDUCTIONS, SURROGATES, Batch
+from fedjax_rl.rl.walk import make_walk
 from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task, Tree
 
 
@@ -149,4 +151,9 @@ def make_problem(
     def divergence(params: Params, consensus: Tree, obs: Array) -> Array:
         return jnp.mean(says.divergence(consensus, policy.apply(params, obs)))
 
-    return Problem(init, sample, loss, say=say, divergence=divergence)
+    def distance(params: Params, consensus: Tree, obs: Array) -> Array:
+        squares = jax.tree.map(lambda said, mean: (said - mean) ** 2, say(params, obs), consensus)
+        return optax.tree.sum(squares) / len(obs)
+
+    walk = make_walk(env, says)
+    return Problem(init, sample, loss, say=say, divergence=divergence, distance=distance, walk=walk)

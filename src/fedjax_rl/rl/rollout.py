@@ -38,7 +38,7 @@ class Trajectory(NamedTuple):
 LIMIT = 1e10  # a simulation beyond it has diverged, as MuJoCo's own check has it
 
 
-def _finite(tree: Tree, episodes: int) -> Array:
+def finite(tree: Tree, episodes: int) -> Array:
     """[E] bool: is every floating-point entry of an episode at most LIMIT, and a number? tree: leaves [E, ...]."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack([(jnp.abs(x) <= LIMIT).reshape(episodes, -1).all(axis=1) for x in leaves]).all(axis=0)
@@ -57,9 +57,9 @@ def _advance(old: EnvState, new: EnvState, alive: Array) -> tuple[EnvState, Arra
     alone differentiated.
     """
     chex.assert_rank([new.reward, new.done, alive], 1)
-    finite = _finite((new.physics, new.obs, new.reward), alive.shape[0])
-    ok = alive & finite
-    return _select(ok, new, old), jnp.where(ok, new.reward, 0.0), ok & ~new.done, alive & ~finite
+    whole = finite((new.physics, new.obs, new.reward), alive.shape[0])
+    ok = alive & whole
+    return _select(ok, new, old), jnp.where(ok, new.reward, 0.0), ok & ~new.done, alive & ~whole
 
 
 @jax.custom_batching.custom_vmap
