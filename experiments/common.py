@@ -330,14 +330,18 @@ def main(
     *,
     methods: tuple[str, ...] = (),
     envs: tuple[str, ...] = ENVS,
+    default_envs: tuple[str, ...] = (),
 ) -> None:
-    """The command line of an experiment: (scale, out, environments), and the methods where it compares some."""
+    """The command line of an experiment: (scale, out, environments), and the methods where it compares some.
+
+    default_envs: the environments that are taken when none is named; () for all.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="laptop")
     parser.add_argument(
         "--out", type=Path, help=f"directory of the runs and the result (default: results/{name}-SCALE)"
     )
-    parser.add_argument("--envs", nargs="+", choices=envs, default=envs, help="only these environments")
+    parser.add_argument("--envs", nargs="+", choices=envs, default=default_envs or envs, help="only these environments")
     if methods:
         parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="only these methods")
     parser.add_argument(

@@ -105,7 +105,7 @@ def test_the_efficient_presets_rate_falls_as_was_chosen_for_the_environment():
 def test_on_ant_every_preset_but_the_papers_adapts_faster():
     found = {name: config.build("fmrl", presets.preset(name, "fmrl", "ant/velocity")) for name in presets.PRESETS}
     values = {name: (c.inner_lr, c.gae_lambda) for name, c in found.items()}
-    own = {"fedhpd-cartpole": (0.1, 1.0)}  # it is for an environment of its own
+    own = dict.fromkeys(("fedhpd-cartpole", "fedhpd-lunarlander"), (0.1, 1.0))  # for environments of their own
     assert values == {"laptop": (0.5, 0.9), "efficient": (0.5, 0.9), "tiny": (0.5, 0.9), "paper": (0.1, 1.0), **own}
     reptile = presets.preset("laptop", "reptile", "ant/direction")
     assert reptile["local_lr"] == reptile["inner_lr"] and reptile["max_change_norm"] == pytest.approx(500 * 0.002)

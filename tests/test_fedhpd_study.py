@@ -14,7 +14,7 @@ def test_the_table_compares_in_joint_standard_errors_and_pairs_the_gains():
     alone = 300.0 + rng.normal(size=(5, 1)) + np.zeros((5, 200))
     gain = np.array([10.0, 20.0, 30.0, 40.0, 50.0])[:, None]
     returns = {"NoFed": alone, "placebo d=5": alone + gain / 4, "d=5 shared": alone + gain, "d=80 own": alone - gain}
-    lines = fedhpd.table(returns, "a note")
+    lines = fedhpd.table(returns, fedhpd.PUBLISHED[fedhpd.CARTPOLE], "a note")
     assert lines[2] == "a note"
     row = next(line for line in lines if line.startswith("| d=5 shared")).split(" | ")
     last = (alone + gain)[:, 0]
@@ -35,8 +35,8 @@ def test_a_share_has_an_interval_over_its_seeds():
 
 def test_returns_of_rounds_stand_for_their_episodes(tmp_path, shared_programs):
     tiny = SCALES["tiny"]
-    values = {**fedhpd.arms(tiny, "", ("NoFed",))["NoFed"], "kinds": "1x4:relu:0.001,9x3:tanh:0.001"}
-    some = fedhpd.members(tiny, values, "NoFed")
+    values = {**fedhpd.arms(80, "", ("NoFed",))["NoFed"], "kinds": "1x4:relu:0.001,9x3:tanh:0.001"}
+    some = fedhpd.members(tiny, fedhpd.CARTPOLE, values, "NoFed")
     some = {name: replace(c, rounds=3, local_steps=2) for name, c in some.items()}
     fedhpd.run(tiny, some, tmp_path)
     found = fedhpd.episodes(tmp_path, some)
@@ -50,7 +50,7 @@ def test_returns_of_rounds_stand_for_their_episodes(tmp_path, shared_programs):
 
 @pytest.mark.nightly
 def test_alone_and_distilling_agents_reach_the_published_areas(tmp_path):
-    fedhpd.experiment(SCALES["laptop"], tmp_path, (), ("NoFed", "d=5"))
+    fedhpd.experiment(SCALES["laptop"], tmp_path, (fedhpd.CARTPOLE,), ("NoFed", "d=5"))
     scores = fedhpd.json.loads((tmp_path / "fedhpd.json").read_text())
     alone, distilling = (np.array(scores[label]["auc"]) for label in ("NoFed", "d=5 shared"))
     assert abs(alone.mean() - 256.9) < 25

@@ -78,12 +78,23 @@ _FEDHPD_CARTPOLE = {
     "kinds": "1x128:relu:0.001, 1x32-32:relu:0.002, 1x16-16-32:tanh:0.004, 1x8-8-8:relu:0.0005, 1x32-32-32:tanh:0.003, "
     "1x8-8:relu:0.0007, 1x64-64:tanh:0.001, 1x16-16:relu:0.0005, 1x16-32-16:tanh:0.0005, 1x32:relu:0.0008",
 }
+_FEDHPD_LUNARLANDER = {
+    **_REINFORCE,
+    "rounds": 600,
+    "env": "gym/LunarLander-v3",
+    "num_clients": 10,
+    "clients_per_round": 10,
+    "kinds": "1x128-128-256:relu:0.0005, 1x64-64:relu:0.001, 1x128-128:tanh:0.0004, 1x128-256:relu:0.0006, "
+    "1x256-256:tanh:0.0003, 1x512:relu:0.0004, 1x64-128-64:tanh:0.0005, 1x32-32:relu:0.001, 1x512-512:tanh:0.0002, "
+    "1x1024:relu:0.0001",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
     "efficient": _EFFICIENT,
     "paper": _PAPER,
     "tiny": _TINY,
     "fedhpd-cartpole": _FEDHPD_CARTPOLE,
+    "fedhpd-lunarlander": _FEDHPD_LUNARLANDER,
 }
 DEFAULT = "laptop"
 
