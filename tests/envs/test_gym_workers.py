@@ -26,7 +26,7 @@ HELD = (eval, "len(__import__('fedjax_rl.host.episodes', fromlist=['']).__dict__
 @pytest.fixture(autouse=True)
 def three_cores(monkeypatch):
     """Every batch pays, so that it has two workers."""
-    monkeypatch.setattr(divided, "SHARE_S", 1e-9)
+    monkeypatch.setattr(divided, "ASK_S", 1e-9)
     monkeypatch.setattr(divided, "cores", lambda: 3)
 
 

@@ -1,6 +1,7 @@
 """Gymnasium's episodes divided over the cores: this process steps a share of a batch, and workers step the others."""
 
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ from fedjax_rl.host import episodes
 from fedjax_rl.host.cores import cores
 from fedjax_rl.host.workers import Worker, ask, workers
 
-SHARE_S = 5e-4  # of work in a step, from which on a worker of its own pays
+ASK_S = 2e-4  # what each worker costs this process in a step: to ask it, and to hear it
 
 _numbers = itertools.count()
 
@@ -62,7 +63,7 @@ class Beginner:
             self.packed = b""
 
     def __call__(self, seeds: np.ndarray, rows: np.ndarray) -> Divided | episodes.Episodes:
-        shares = min(cores(), int(len(seeds) * self.pace / SHARE_S))
+        shares = min(cores(), math.isqrt(int(len(seeds) * self.pace / ASK_S)))  # that make work / n + n * ASK_S least
         others = workers(shares - 1) if shares > 1 and self.packed else []
         if others and self.do_agree(others):
             return Divided(others, self.packed, seeds, rows)
@@ -71,11 +72,11 @@ class Beginner:
     def do_agree(self, others: list[Worker]) -> bool:
         """Has a trial in each worker the numbers that it has here? If not, workers are not asked again."""
         new = [other for other in others if other not in self.agreeing]
+        if not new:
+            return True
         call = self.packed, *self.trial
         try:
-            mine, theirs = (
-                ask(new, [(episodes.tried, *call)] * len(new), lambda: episodes.tried(*call)) if new else ([], [])
-            )
+            mine, theirs = ask(new, [(episodes.tried, *call)] * len(new), lambda: episodes.tried(*call))
         except RuntimeError:  # even to import it has ended one
             mine, theirs = None, []
         if mine is None or not all(told is not None and episodes.same(mine, told) for told in theirs):

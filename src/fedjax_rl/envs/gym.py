@@ -8,6 +8,7 @@ used one remembers would make an episode depend on those before it (BipedalWalke
 import difflib
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ def _gym(name: str, horizon: int | None, fields: tuple[tuple[str, tuple[float, f
     low, high = (np.array([ends[i] for _, ends in fields], np.float32) for i in (0, 1))
     inside = low + 1e-6 * (high - low)  # an end itself is next to never drawn, and need not be legal
     env, _ = _tried(name, make, inside), _tried(name, make, high - 1e-6 * (high - low))
+    registered = sys.modules["gymnasium"].registry.get(env.spec.id, name)  # workers need not know the name
     episodes.silence()
     spec = spec_of(f"gym/{name}", env.observation_space, env.action_space, env.spec.max_episode_steps)
     actions = _random_actions(spec)
@@ -57,8 +59,8 @@ def _gym(name: str, horizon: int | None, fields: tuple[tuple[str, tuple[float, f
             "or resumed bit by bit"
         )
     draw, say = tasks.ranges(dict(fields))
-    sent = functools.partial(episodes.make, _registered(env), *own)
-    return host_env(spec, Beginner(make, sent, pace, (inside, actions)), draw, say)
+    begin = Beginner(make, functools.partial(episodes.make, registered, *own), pace, (inside, actions))
+    return host_env(spec, begin, draw, say)
 
 
 def _tried(name: str, make: episodes.Make, task: np.ndarray) -> Any:
@@ -76,13 +78,6 @@ def _tried(name: str, make: episodes.Make, task: np.ndarray) -> Any:
         reason = next(iter(str(error).splitlines()), "")
         remedy = ": pip install 'fedjax-rl[gym]'" if "Box2D" in reason else ""
         raise ConfigError(f"gym/{name} cannot be made ({type(error).__name__}: {reason}){remedy}") from error
-
-
-def _registered(env: Any) -> Any:
-    """What an object was made from: other processes need not have registered the name."""
-    import gymnasium
-
-    return gymnasium.registry[env.spec.id]
 
 
 def spec_of(name: str, shown: Any, taken: Any, horizon: int | None) -> EnvSpec:

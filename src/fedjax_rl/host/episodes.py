@@ -80,18 +80,20 @@ def trial(make: Make, task: np.ndarray, actions: np.ndarray) -> tuple[list, floa
 
     The arrays have what is shown, paid and over; the seconds are those of one step, at best.
     """
-    told, seconds = [], []
+    told, seconds, live = [], [], np.ones(1, bool)
     for seed, taken in zip(TRIED, actions, strict=True):
-        episode = Episodes(make, np.array([seed]), task[None])
-        rows, start = [np.append(episode.obs[0], [0, 0])], time.perf_counter()
+        episode, spent = Episodes(make, np.array([seed]), task[None]), 0.0
+        rows = [np.append(episode.obs[0], [0, 0])]
         for action in taken:
-            obs, reward, done = episode.step(action[None], np.ones(1, bool))
+            start = time.perf_counter()
+            obs, reward, done = episode.step(action[None], live)
+            spent += time.perf_counter() - start
             rows.append(np.concatenate([obs[0], reward, done]))
             if done[0]:
                 break
-        seconds.append((time.perf_counter() - start) / (len(rows) - 1))
         episode.close()
         told.append(np.array(rows))
+        seconds.append(spent / (len(rows) - 1))
     return told, min(seconds)
 
 
