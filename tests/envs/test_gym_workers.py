@@ -27,6 +27,7 @@ HELD = (eval, "len(__import__('fedjax_rl.host.episodes', fromlist=['']).__dict__
 def three_cores(monkeypatch):
     """Every batch pays, so that it has two workers."""
     monkeypatch.setattr(divided, "ASK_S", 1e-9)
+    monkeypatch.setattr(divided, "LEAST_S", 0.0)
     monkeypatch.setattr(divided, "cores", lambda: 3)
 
 

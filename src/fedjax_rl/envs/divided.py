@@ -10,7 +10,8 @@ from fedjax_rl.host import episodes
 from fedjax_rl.host.cores import cores
 from fedjax_rl.host.workers import Worker, ask, workers
 
-ASK_S = 2e-4  # what each worker costs this process in a step: to ask it, and to hear it
+LEAST_S = 2e-3  # of work in a step, below which waiting for others takes what they save (measured on two cores)
+ASK_S = 1.5e-4  # what each worker costs this process in a step: to ask it, and to hear it
 
 _numbers = itertools.count()
 
@@ -63,8 +64,9 @@ class Beginner:
             self.packed = b""
 
     def __call__(self, seeds: np.ndarray, rows: np.ndarray) -> Divided | episodes.Episodes:
-        shares = min(cores(), math.isqrt(int(len(seeds) * self.pace / ASK_S)))  # that make work / n + n * ASK_S least
-        others = workers(shares - 1) if shares > 1 and self.packed else []
+        work = len(seeds) * self.pace
+        shares = min(cores(), math.isqrt(int(work / ASK_S)))  # the n of the least work / n + n * ASK_S
+        others = workers(shares - 1) if shares > 1 and work > LEAST_S and self.packed else []
         if others and self.do_agree(others):
             return Divided(others, self.packed, seeds, rows)
         return episodes.Episodes(self.make, seeds, rows)
