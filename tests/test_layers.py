@@ -34,7 +34,7 @@ ONLY_IN = {
     "orbax": ("runs/checkpoint.py",),
     "brax": ("envs/brax.py", "reports/film_html.py", "bench/peers.py"),
     "gymnax": ("envs/gymnax.py",),
-    "gymnasium": ("envs/gym.py", "envs/envpool.py", "bench/"),
+    "gymnasium": ("envs/gym.py", "host/episodes.py", "envs/envpool.py", "bench/"),
     "envpool": ("envs/envpool.py", "bench/"),
     "PIL": ("reports/film_gif.py",),
     "flax": ("rl/",),

@@ -1,4 +1,4 @@
-"""Any environment of Gymnasium, its own or another package's, stepped on the host in one process.
+"""Any environment of Gymnasium, its own or another package's, stepped on the host, many episodes on all cores.
 
 Gymnasium: Towers et al., "Gymnasium: A Standard Interface for Reinforcement Learning Environments", 2024. It is
 imported on first use. Every episode has an object of its own: to make one takes a tenth of a millisecond, and what a
@@ -7,23 +7,21 @@ used one remembers would make an episode depend on those before it (BipedalWalke
 
 import difflib
 import functools
-import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fedjax_rl.envs import tasks
 from fedjax_rl.envs.base import Env, EnvSpec
+from fedjax_rl.envs.divided import Beginner
 from fedjax_rl.envs.host import host_env
-from fedjax_rl.host import output
+from fedjax_rl.host import episodes, output
 from fedjax_rl.host.exits import ConfigError
 
 MOST_ENTRIES = 4096  # of an observation, which our policies see as a vector
-_TRIED = range(3)  # seeds of the episodes that are compared
-_TRIED_STEPS = 50
 
 
 def gym(name: str, *, horizon: int | None = None, ranges: Mapping[str, tuple[float, float]] | None = None) -> Env:
@@ -45,32 +43,27 @@ def gym(name: str, *, horizon: int | None = None, ranges: Mapping[str, tuple[flo
 
 @functools.cache  # so that what is found out is said once
 def _gym(name: str, horizon: int | None, fields: tuple[tuple[str, tuple[float, float]], ...]) -> Env:
-    make = functools.partial(_make, name, horizon, tuple(field for field, _ in fields))
+    own = horizon, tuple(field for field, _ in fields)
+    make = functools.partial(episodes.make, name, *own)
     low, high = (np.array([ends[i] for _, ends in fields], np.float32) for i in (0, 1))
     inside = low + 1e-6 * (high - low)  # an end itself is next to never drawn, and need not be legal
     env, _ = _tried(name, make, inside), _tried(name, make, high - 1e-6 * (high - low))
-    if "mujoco" in sys.modules:  # what it has to say of a model it has said once
-        importlib.import_module("fedjax_rl.envs.physics.native").silence()
+    registered = sys.modules["gymnasium"].registry.get(env.spec.id, name)  # workers need not know the name
+    episodes.silence()
     spec = spec_of(f"gym/{name}", env.observation_space, env.action_space, env.spec.max_episode_steps)
-    if not all(_is_repeated(spec, make, inside, seed) for seed in _TRIED):
+    actions = _random_actions(spec)
+    (one, _), (other, pace) = (_trial(spec, make, inside, actions) for _ in range(2))
+    if not episodes.same(one, other):
         output.inform(
             f"{spec.name}: the same seed and actions give different episodes; what is trained in it cannot be repeated "
             "or resumed bit by bit"
         )
     draw, say = tasks.ranges(dict(fields))
-    return host_env(spec, lambda seeds, rows: _Episodes(make, seeds, rows), draw, say)
+    begin = Beginner(make, functools.partial(episodes.make, registered, *own), pace, (inside, actions))
+    return host_env(spec, begin, draw, say)
 
 
-def _make(name: str, horizon: int | None, fields: tuple[str, ...], task: np.ndarray) -> Any:
-    """A new object, with the keyword arguments that a task [F] sets."""
-    import gymnasium
-
-    limit = {"max_episode_steps": horizon} if horizon else {}
-    own = dict(zip(fields, np.ravel(task).tolist(), strict=bool(fields)))
-    return gymnasium.make(name, disable_env_checker=True, **limit, **own)
-
-
-def _tried(name: str, make: Callable[[np.ndarray], Any], task: np.ndarray) -> Any:
+def _tried(name: str, make: episodes.Make, task: np.ndarray) -> Any:
     """An object, or a ConfigError that says why there is none."""
     try:
         import gymnasium
@@ -85,47 +78,6 @@ def _tried(name: str, make: Callable[[np.ndarray], Any], task: np.ndarray) -> An
         reason = next(iter(str(error).splitlines()), "")
         remedy = ": pip install 'fedjax-rl[gym]'" if "Box2D" in reason else ""
         raise ConfigError(f"gym/{name} cannot be made ({type(error).__name__}: {reason}){remedy}") from error
-
-
-class _Episodes:
-    """B episodes, each with an object of its own, which goes when the episode is over."""
-
-    def __init__(self, make: Callable[[np.ndarray], Any], seeds: np.ndarray, rows: np.ndarray):
-        self.envs = [make(task) for task in rows]
-        self.shown, self.act = self.envs[0].observation_space, _actor(self.envs[0].action_space)
-        first = [env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds.tolist(), strict=True)]
-        self.obs = np.stack([flat(self.shown, obs) for obs in first])
-
-    def step(self, actions: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        reward, done = np.zeros(len(live), np.float32), np.zeros(len(live), bool)
-        for i in np.flatnonzero(live):
-            obs, reward[i], terminated, truncated, _ = self.envs[i].step(self.act(actions[i]))
-            self.obs[i], done[i] = flat(self.shown, obs), terminated or truncated
-            if done[i]:
-                self.envs[i].close()
-                self.envs[i] = None
-        return self.obs, reward, done
-
-    def close(self) -> None:
-        for env in filter(None, self.envs):
-            env.close()
-        self.envs = []
-
-
-def flat(space: Any, obs: Any) -> np.ndarray:
-    """An observation of a Gymnasium space as [O] float32."""
-    from gymnasium import spaces
-
-    return np.asarray(obs if isinstance(space, spaces.Box) else spaces.flatten(space, obs), np.float32).ravel()
-
-
-def _actor(space: Any) -> Callable[[np.ndarray], Any]:
-    """Our action [A] -> the space's."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Discrete):
-        return lambda action: int(action[0] + space.start)
-    return lambda action: np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
 
 def spec_of(name: str, shown: Any, taken: Any, horizon: int | None) -> EnvSpec:
@@ -158,32 +110,25 @@ def _is_flat(space: Any) -> bool:
     return isinstance(space, known) and spaces.flatdim(space) <= MOST_ENTRIES
 
 
-def _is_repeated(spec: EnvSpec, make: Callable[[np.ndarray], Any], task: np.ndarray, seed: int) -> bool:
-    """Do two new objects have the same episode of one seed and the same random actions?
+def _random_actions(spec: EnvSpec) -> np.ndarray:
+    """Of the trial, [seeds, steps, A]."""
+    size, draws = (episodes.TRIED_STEPS, spec.action_size), map(np.random.default_rng, episodes.TRIED)
+    return np.array(
+        [draw.integers(spec.num_actions, size=size) if spec.num_actions else draw.normal(size=size) for draw in draws]
+    )
+
+
+def _trial(spec: EnvSpec, make: episodes.Make, task: np.ndarray, actions: np.ndarray) -> tuple[list, float]:
+    """A trial's episodes, and the seconds of a step.
 
     Raises:
       ConfigError: an episode fails, or does not show what its space promises.
     """
-    draw = np.random.default_rng(seed)
-    shape = (_TRIED_STEPS, 1, spec.action_size)
-    actions = draw.integers(spec.num_actions, size=shape) if spec.num_actions else draw.normal(size=shape)
     try:
-        one, other = (_Episodes(make, np.array([seed]), task[None]) for _ in range(2))
-        told = [(x.obs.copy(), _until_over(x, actions)) for x in (one, other)]
+        told, pace = episodes.trial(make, task, actions)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ConfigError(f"{spec.name} fails ({type(error).__name__}: {reason}); choose another") from error
-    if one.obs.shape != (1, spec.observation_size):
-        raise ConfigError(f"{spec.name} shows {one.obs.size} numbers where its space has {spec.observation_size}")
-    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(*told, strict=True))
-
-
-def _until_over(episodes: _Episodes, actions: np.ndarray) -> np.ndarray:
-    """What one episode shows and pays: [steps, O + 2]."""
-    rows, alive = [], np.ones(1, bool)
-    for action in actions:
-        obs, reward, done = episodes.step(action, alive)
-        rows.append(np.concatenate([obs[0], reward, done]))
-        if done[0]:
-            break
-    return np.array(rows)
+    if (shown := told[0].shape[1] - 2) != spec.observation_size:
+        raise ConfigError(f"{spec.name} shows {shown} numbers where its space has {spec.observation_size}")
+    return told, pace
