@@ -1,4 +1,4 @@
-"""Runs in Gymnasium's environments: what a run promises holds although their episodes live outside of the program."""
+"""Runs in other libraries' environments: what a run promises holds although their episodes live outside of the program."""
 
 import signal
 import subprocess
@@ -41,11 +41,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["LunarLander-v3?gravity=-12:-8&horizon=300", "BipedalWalker-v3?horizon=100"])
-def test_a_killed_run_resumed_is_the_uninterrupted_one(name, tmp_path):
-    pytest.importorskip("Box2D")
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("gym/CartPole-v1", "gymnasium"),
+        ("gym/LunarLander-v3?gravity=-12:-8&horizon=300", "Box2D"),
+        ("gym/BipedalWalker-v3?horizon=100", "Box2D"),
+        ("gymnax/Acrobot-v1?link_length_1=0.5:1.5", "gymnax"),
+        ("envpool/LunarLander-v2?horizon=300", "envpool"),
+    ],
+)
+def test_a_killed_run_resumed_is_the_uninterrupted_one(name, needs, tmp_path):
+    pytest.importorskip(needs)
     small = "--rounds 6 --num-clients 4 --clients-per-round 2 --episodes 4 --new-clients 0 --save-every 1 --quiet"
-    argv = [sys.executable, "-m", "fedjax_rl", "train", "fmrl", "--env", f"gym/{name}", *small.split(), "--out"]
+    argv = [sys.executable, "-m", "fedjax_rl", "train", "fmrl", "--env", name, *small.split(), "--out"]
     assert subprocess.run([*argv, tmp_path / "whole"]).returncode == 0
     killed = subprocess.Popen([*argv, tmp_path / "killed"])
     while not (tmp_path / "killed" / "ckpt" / "2").exists():

@@ -74,18 +74,25 @@ def _mapped(fns: list[Callable], block: Sequence[int], at_once: int | None) -> C
 
 
 def _segments(fns: list[Callable], expected: np.ndarray, at_once: int | None, kinds: Array, rows: list[Array]) -> Tree:
-    places = [np.flatnonzero(expected == k) for k in range(len(fns))]
+    places = [at for k in range(len(fns)) if len(at := np.flatnonzero(expected == k))]
+    used = [fn for k, fn in enumerate(fns) if (expected == k).any()]
     parts = [
-        jax.vmap(chunked(fn, at_once))([x[at] for x in rows]) for fn, at in zip(fns, places, strict=True) if len(at)
+        jax.vmap(chunked(fn, at_once))([_picked(x, at) for x in rows]) for fn, at in zip(used, places, strict=True)
     ]
     back = np.argsort(np.concatenate(places), kind="stable")
     right = kinds == expected
 
     def whole(*of_kinds: Array) -> Array:
-        together = jnp.concatenate(of_kinds)[back]
+        together = _picked(jnp.concatenate(of_kinds), back)
         return jnp.where(right.reshape(-1, *[1] * (together.ndim - 1)), together, jnp.nan)
 
     return jax.tree.map(whole, *parts)
+
+
+def _picked(x: Array, at: np.ndarray) -> Array:
+    """x[at]. Neighbours are a slice, which is not copied: parameters would be, in every step of an episode."""
+    first, last = int(at[0]), int(at[-1]) + 1
+    return x[first:last] if np.array_equal(at, np.arange(first, last)) else x[at]
 
 
 class Rows:
@@ -131,7 +138,16 @@ def mixed_policy(policies: Sequence[Policy], block: Sequence[int]) -> Policy:
         chex.assert_rank(obs, 2)
         return apply(params["kind"], params["row"], obs)
 
-    return Policy(rows.init, act, policies[0].distribution)
+    bound = by_kind(
+        [lambda trees, obs, k=k, one=one: one.apply(trees[k], obs) for k, one in enumerate(policies)], block
+    )
+
+    def bind(params: Params) -> Callable[[Array], Tree]:
+        # a row is cut up once, as if it were of every kind: in every step of an episode it would be copied
+        trees = [rows.tree(k, params["row"]) for k in range(len(policies))]
+        return functools.partial(bound, params["kind"], trees)
+
+    return Policy(rows.init, act, policies[0].distribution, bind)
 
 
 def mixed_problem(mixed: Problem, problems: Sequence[Problem], block: Sequence[int], at_once: int | None) -> Problem:
