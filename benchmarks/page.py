@@ -110,6 +110,32 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "ratios": "ratios",
         },
     ),
+    "P10": (
+        "Other people's environments (P10), environment steps a second",
+        {
+            "environment": "env",
+            "episodes": "episodes",
+            "gymnax/": "gymnax_steps_per_s",
+            "gym/": "gym_steps_per_s",
+            "envpool/": "envpool_steps_per_s",
+            "Gymnasium's loop over them": "gymnasium_sync_steps_per_s",
+            "Gymnasium's own, in NumPy": "gymnasium_own_steps_per_s",
+        },
+    ),
+    "P11": (
+        "Clients of unlike networks (P11), seconds of a round",
+        {
+            "clients": "clients",
+            "episodes": "episodes",
+            "seeds": "seeds",
+            "ten kinds": "ten_kinds_s",
+            "one kind": "one_kind_s",
+            "speed over one kind's": "speed_of_one_kind",
+            "one program": "one_program_s",
+            "a loop over agents": "a_loop_over_agents_s",
+            "loop / program": "loop_over_program",
+        },
+    ),
 }
 
 

@@ -28,11 +28,10 @@ CLIENTS, ROUNDS, EVERY = 20, {"tiny": 2, "laptop": 40, "paper": 40}, 10
 EDGES = (0.1, 0.3, 0.5, 0.7, 0.9)  # [m]
 
 
-def setting(scale: Scale, name: str) -> dict:
+def setting(name: str) -> dict:
     """What all runs of a method have in common."""
-    every = {"num_clients": CLIENTS, "clients_per_round": CLIENTS // 2 if name == "fmrl" else CLIENTS, "episodes": 10}
-    evaluated = {"eval_every": min(EVERY, ROUNDS[scale.name]), "eval_clients": CLIENTS, "adapt_steps": 1}
-    return {**every, **evaluated, **({} if name == "independent" else {"max_change_norm": 0.0})}
+    cohort = {"num_clients": CLIENTS, "clients_per_round": CLIENTS // 2 if name == "fmrl" else CLIENTS, "episodes": 10}
+    return cohort if name == "independent" else {**cohort, "max_change_norm": 0.0}
 
 
 def lengths(members: Members) -> np.ndarray:
@@ -58,14 +57,15 @@ def between(values: np.ndarray, poles: np.ndarray, low: float, high: float) -> l
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     """Each at the best of three rates; a table and a figure of the return by length, early and at the end."""
     scale = scale._replace(rounds={"gymnax": ROUNDS[scale.name]})
+    last = ROUNDS[scale.name]
+    evaluated = {"eval_every": min(EVERY, last), "eval_clients": CLIENTS, "adapt_steps": 1}
     lines: dict[str, Members] = {}
     for name, (key, rates) in GRIDS.items():
-        best = tuned_rate(scale, out, ENV, name, name, rates, key, **setting(scale, name))
-        lines[name] = over(scale, ENV, name, name, **{key: best}, **setting(scale, name))
+        best = tuned_rate(scale, out, ENV, name, name, rates, key, **setting(name))
+        lines[name] = over(scale, ENV, name, name, **{key: best}, **evaluated, **setting(name))
     everyone = {n: c for some in lines.values() for n, c in some.items()}
     run(scale, everyone, out)
     poles = lengths(lines["fedavg"])  # of a seed, whatever the method
-    last = ROUNDS[scale.name]
     found = {name: {r: returns(out, some, r) for r in (min(EVERY, last), last)} for name, some in lines.items()}
     note = footer(scale, everyone, out)
     (out / "pole_lengths.md").write_text("\n".join(table(found, lines, poles, note)) + "\n")

@@ -24,6 +24,7 @@ WHERE = {
     "compile": "compile",
     "peers": "peers",
     "envs": "envs",
+    "kinds": "kinds",
 }
 FACTS = ("versions", "device", "devices", "cores", "git")
 
