@@ -1,5 +1,6 @@
 """The benchmarks measure what they say; how fast this machine is, no test asks."""
 
+import itertools
 import json
 
 import jax
@@ -81,3 +82,23 @@ def test_bad_input_is_one_line(options, said, capsys):
     assert main(["bench", *options]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_one_network_has_the_parameters_of_ten_unlike_ones():
+    from fedjax_rl.bench import kinds
+    from fedjax_rl.config.kinds import parse
+
+    def size(hidden):
+        return sum((i + 1) * j for i, j in itertools.pairwise((4, *hidden, 2)))
+
+    text, one = kinds.unlike(200)
+    ten = parse(text)
+    assert [kind.count for kind in ten] == [20] * 10
+    assert size(one) == pytest.approx(np.mean([size(kind.hidden) for kind in ten]), rel=0.02)
+
+
+@pytest.mark.nightly
+def test_unlike_networks_are_timed_beside_one_and_beside_a_loop():
+    few, alone = bench("kinds", ENV, "auto", (1,), 1)
+    assert few["episodes"] == 1 and few["speed_of_one_kind"] == few["one_kind_s"] / few["ten_kinds_s"]
+    assert alone["loop_over_program"] == alone["a_loop_over_agents_s"] / alone["one_program_s"] > 1

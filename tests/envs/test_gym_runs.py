@@ -1,4 +1,4 @@
-"""Runs in other libraries' environments: what a run promises holds although their episodes live outside of the program."""
+"""Runs in other libraries' environments: what a run promises also holds where episodes live outside of the program."""
 
 import signal
 import subprocess
