@@ -22,7 +22,7 @@ ENV = "gymnax/CartPole-v1?length=0.1:0.9"
 GRIDS = {
     "fedavg": ("server_lr", (0.003, 0.01, 0.03)),
     "fmrl": ("server_lr", (0.003, 0.01, 0.03)),
-    "independent": ("local_lr", (0.03, 0.1, 0.3)),
+    "independent": ("local_lr", (0.1, 0.3, 1.0)),
 }
 CLIENTS, ROUNDS, EVERY = 20, {"tiny": 2, "laptop": 40, "paper": 40}, 10
 EDGES = (0.1, 0.3, 0.5, 0.7, 0.9)  # [m]
