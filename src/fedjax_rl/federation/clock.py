@@ -1,0 +1,234 @@
+"""A virtual clock for clients that start and arrive at times of their own, and the plan of what arrives next.
+
+Time is counted in ticks, whole numbers, so that two arrivals at one time are so on every machine. Who arrives when
+never depends on what was learned. So the clock can run ahead of the physics: a plan is the next arrivals that can be
+computed side by side, with the very parameters that one after the other would have given them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rl.federation.times import TICKS, Duration, wait_of_idle
+from fedjax_rl.types import Array
+
+FAR = 2**30  # the finish of a slot that waits for the next update
+RESTARTS, NEXT, DUE = ("now", "update", "abort"), ("same", "idle"), ("count", "harmonic")
+
+
+class Schedule(NamedTuple):
+    """Who starts when, and when the server updates; static.
+
+    Attributes:
+      num_clients: N.
+      in_flight: C, jobs at a time, each in a slot.
+      buffer: K, arrivals of an update; under "harmonic" the most there can be.
+      updates: F, updates of a plan at most; F K lanes.
+      restart: "now": the slot of who arrived starts at once, on the newest parameters (AFedPG, FedAsync, FedBuff).
+        "update": it waits for the next update. "abort": it starts at once on the same parameters, and at an update
+        everybody drops what he does and starts anew (Rennala, Malenia).
+      next: who gets a free slot: the "same" client, or an "idle" one, drawn uniformly, the leaver among them.
+      due: when an update is due: at a "count" of K arrivals; or "harmonic", when every client has arrived M_i >= 1
+        times and N / sum_i 1/M_i >= target / N (Malenia; Tyurin, Pozzi, Ilin and Richtarik 2023).
+      target: of "harmonic".
+    """
+
+    num_clients: int
+    in_flight: int
+    buffer: int
+    updates: int
+    restart: str = "now"
+    next: str = "same"
+    due: str = "count"
+    target: int = 0
+
+
+class Clock(NamedTuple):
+    """What is going on; all int32.
+
+    Attributes:
+      finish: [C] ticks from now on, or FAR.
+      client, job, version: [C] of each slot: who works, the number of this job of his, updates before he started.
+      jobs: [N] jobs that each client has begun.
+      updates: () so far.
+      draws: () how often idle clients have been drawn.
+      units, ticks: () the time so far.
+    """
+
+    finish: Array
+    client: Array
+    job: Array
+    version: Array
+    jobs: Array
+    updates: Array
+    draws: Array
+    units: Array
+    ticks: Array
+
+
+class Lanes(NamedTuple):
+    """The arrivals of a plan in order, [L = F K] each.
+
+    Attributes:
+      slot, client, job, version: as in `Clock`.
+      fresh: bool, did it start in this plan, before any update of it? Its parameters are then the newest.
+      valid: bool, does the lane hold an arrival at all?
+      due: bool, is there an update after it?
+      capped: bool, is that so only since the buffer is full, although "harmonic" asks for more?
+      time: ticks from the plan's start.
+    """
+
+    slot: Array
+    client: Array
+    job: Array
+    version: Array
+    fresh: Array
+    valid: Array
+    due: Array
+    capped: Array
+    time: Array
+
+
+Scores = Callable[[Array], Array]  # (number of the draw) -> [N], of which the highest idle ones are taken
+
+
+def start(schedule: Schedule, duration: Duration) -> Clock:
+    """The clock at 0: client i works in slot i."""
+    client = jnp.arange(schedule.in_flight, dtype=jnp.int32)
+    none, zero = jnp.zeros_like(client), jnp.zeros((), jnp.int32)
+    jobs = jnp.zeros(schedule.num_clients, jnp.int32).at[client].set(1)
+    return Clock(duration(client, none), client, none, none, jobs, zero, zero, zero, zero)
+
+
+def _restarted(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock, slots: Array, now: Array) -> Clock:
+    """The clock after the slots [C] bool have begun their next jobs."""
+    new = clock.client
+    if schedule.next == "idle":
+        stays = jnp.where(slots, schedule.num_clients, clock.client)  # whoever leaves a slot is idle again
+        is_idle = jnp.ones(schedule.num_clients, bool).at[stays].set(False, mode="drop")
+        many = 1 if schedule.restart == "now" else schedule.in_flight
+        _, best = jax.lax.top_k(jnp.where(is_idle, scores(clock.draws), -1.0), many)
+        rank = jnp.clip(jnp.cumsum(slots) - 1, 0, many - 1)  # the r-th free slot takes the r-th highest score
+        new = jnp.where(slots, best[rank], new).astype(jnp.int32)
+    job = jnp.where(slots, clock.jobs[new], clock.job)
+    finish = jnp.where(slots, now + duration(new, job), clock.finish)
+    jobs = clock.jobs.at[jnp.where(slots, new, schedule.num_clients)].add(1, mode="drop")
+    version = jnp.where(slots, clock.updates, clock.version)
+    return clock._replace(finish=finish, client=new, job=job, version=version, jobs=jobs, draws=clock.draws + 1)
+
+
+class _Planning(NamedTuple):
+    """A plan as it grows. fresh, later [C] bool: slots that started in it before, and after its first update.
+
+    counts [N], size (): arrivals of the open buffer. done, elapsed: the clock and time at the last update.
+    """
+
+    clock: Clock
+    done: Clock
+    elapsed: Array
+    is_open: Array
+    updates: Array
+    fresh: Array
+    later: Array
+    counts: Array
+    size: Array
+
+
+def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -> tuple[Clock, Lanes]:
+    """The next arrivals that can be computed together: of whole buffers, at least one, at most `updates`.
+
+    An arrival can be computed if it started before the plan's first update. At the first one that did not, the plan
+    ends. So as many arrivals are together as can be: each depends on all before the update that it started from.
+
+    Args:
+      schedule: the rules.
+      duration: of a job.
+      scores: of a draw.
+      clock: now.
+
+    Returns:
+      (the clock after the last update, its times counted from there; the lanes).
+    """
+
+    def is_due(counts: Array, size: Array) -> tuple[Array, Array]:
+        full = size == schedule.buffer
+        if schedule.due == "count":
+            return full, jnp.zeros((), bool)
+        shares = jnp.sum(1.0 / jnp.maximum(counts, 1))
+        # a hair's breadth for the rounding of the sum
+        enough = (counts > 0).all() & (schedule.target * shares <= schedule.num_clients**2 * (1 + 1e-6))
+        return enough | full, full & ~enough
+
+    def after(at: _Planning, slot: Array) -> tuple[_Planning, Array, Array]:
+        clock, now = at.clock, at.clock.finish[slot]
+        counts, size = at.counts.at[clock.client[slot]].add(1), at.size + 1
+        due, capped = is_due(counts, size)
+        clock = clock._replace(updates=clock.updates + due)
+        arrived = jnp.arange(schedule.in_flight) == slot
+        if schedule.restart == "update":
+            clock = clock._replace(finish=jnp.where(arrived, FAR, clock.finish))
+            slots = (clock.finish == FAR) & due
+        else:
+            slots = arrived | (due & (schedule.restart == "abort"))
+        some = slots.any() if schedule.restart == "update" else jnp.ones((), bool)
+        begun = _restarted(schedule, duration, scores, clock, slots, now)
+        clock = begun._replace(draws=jnp.where(some, begun.draws, clock.draws))
+        updates = at.updates + due
+        kept = lambda new, old: jax.tree.map(lambda x, y: jnp.where(due, x, y), new, old)
+        return (
+            _Planning(
+                clock,
+                kept(clock, at.done),
+                kept(now, at.elapsed),
+                at.is_open,
+                updates,
+                jnp.where(slots, updates == 0, at.fresh),
+                jnp.where(slots, updates > 0, at.later),
+                jnp.where(due, 0, counts),
+                jnp.where(due, 0, size),
+            ),
+            due,
+            capped,
+        )
+
+    def lane(at: _Planning, _: None) -> tuple[_Planning, tuple[Lanes, Array]]:
+        slot = jnp.argmin(at.clock.finish)  # of several at one time, the lowest slot
+        valid = at.is_open & ~at.later[slot] & (at.clock.finish[slot] < FAR)
+        new, due, capped = after(at, slot)
+        row = Lanes(
+            slot=slot.astype(jnp.int32),
+            client=at.clock.client[slot],
+            job=at.clock.job[slot],
+            version=at.clock.version[slot],
+            fresh=at.fresh[slot],
+            valid=valid,
+            due=due & valid,
+            capped=capped & valid,
+            time=at.clock.finish[slot],
+        )
+        kept = jax.tree.map(lambda x, y: jnp.where(valid, x, y), new, at)
+        return kept._replace(is_open=valid), (row, at.updates)
+
+    zero, no_slot = jnp.zeros((), jnp.int32), jnp.zeros(schedule.in_flight, bool)
+    counts = jnp.zeros(schedule.num_clients, jnp.int32)
+    first = _Planning(clock, clock, zero, jnp.ones((), bool), zero, no_slot, no_slot, counts, zero)
+    last, (lanes, buffers) = jax.lax.scan(lane, first, length=schedule.buffer * schedule.updates)
+    lanes = lanes._replace(valid=lanes.valid & (buffers < last.updates))  # those of a buffer that was not filled wait
+    return _rebased(last.done, last.elapsed), lanes
+
+
+def _rebased(clock: Clock, elapsed: Array) -> Clock:
+    """The clock with its times counted from `elapsed` ticks later."""
+    finish = jnp.where(clock.finish == FAR, FAR, clock.finish - elapsed)
+    ticks = clock.ticks + elapsed
+    return clock._replace(finish=finish, units=clock.units + ticks // TICKS, ticks=ticks % TICKS)
+
+
+def good_updates(schedule: Schedule, speed: np.ndarray) -> int:
+    """F for K = 1: three quarters of sum_i t_min / t_i, the arrivals before one comes back (without noise)."""
+    rest = wait_of_idle(speed, schedule.in_flight) if schedule.next == "idle" else 0.0
+    working = speed if schedule.next == "idle" else speed[: schedule.in_flight]
+    return max(1, round(0.75 * float(np.min(working) * np.sum(1.0 / (working + rest)))))
