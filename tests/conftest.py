@@ -12,6 +12,14 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signa
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _default)
 
+# few long tests each: begun last, they would be waited for by a worker that has nothing left
+_LONG = ("test_faults.py", "test_placement.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few long tests come first; a worker takes whole files (--dist loadfile)."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
 
 @pytest.fixture
 def x64():
