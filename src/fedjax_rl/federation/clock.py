@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rl import trees
 from fedjax_rl.federation.times import TICKS, Duration, wait_of_idle
 from fedjax_rl.types import Array
 
@@ -137,6 +138,48 @@ class _Planning(NamedTuple):
     size: Array
 
 
+def _is_due(schedule: Schedule, counts: Array, size: Array) -> tuple[Array, Array]:
+    """(Is an update due? Only since the buffer is full?), of the arrivals in the buffer, counts [N]."""
+    full = size == schedule.buffer
+    if schedule.due == "count":
+        return full, jnp.zeros((), bool)
+    shares = jnp.sum(1.0 / jnp.maximum(counts, 1))
+    # a hair's breadth for the rounding of the sum
+    enough = (counts > 0).all() & (schedule.target * shares <= schedule.num_clients**2 * (1 + 1e-6))
+    return enough | full, full & ~enough
+
+
+def _after(
+    schedule: Schedule, duration: Duration, scores: Scores, at: _Planning, slot: Array
+) -> tuple[_Planning, Array, Array]:
+    """(The plan after the arrival of a slot, is an update due then, only since the buffer is full)."""
+    clock, now = at.clock, at.clock.finish[slot]
+    counts, size = at.counts.at[clock.client[slot]].add(1), at.size + 1
+    due, capped = _is_due(schedule, counts, size)
+    clock = clock._replace(updates=clock.updates + due)
+    arrived = jnp.arange(schedule.in_flight) == slot
+    if schedule.restart == "update":
+        clock = clock._replace(finish=jnp.where(arrived, FAR, clock.finish))
+        slots = (clock.finish == FAR) & due
+    else:
+        slots = arrived | (due & (schedule.restart == "abort"))
+    begun = _restarted(schedule, duration, scores, clock, slots, now)
+    clock = begun._replace(draws=jnp.where(slots.any(), begun.draws, clock.draws))
+    updates = at.updates + due
+    done, elapsed = trees.select(due, (clock, now), (at.done, at.elapsed))
+    new = at._replace(
+        clock=clock,
+        done=done,
+        elapsed=elapsed,
+        updates=updates,
+        fresh=jnp.where(slots, updates == 0, at.fresh),
+        later=jnp.where(slots, updates > 0, at.later),
+        counts=jnp.where(due, 0, counts),
+        size=jnp.where(due, 0, size),
+    )
+    return new, due, capped
+
+
 def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -> tuple[Clock, Lanes]:
     """The next arrivals that can be computed together: of whole buffers, at least one, at most `updates`.
 
@@ -153,51 +196,10 @@ def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -
       (the clock after the last update, its times counted from there; the lanes).
     """
 
-    def is_due(counts: Array, size: Array) -> tuple[Array, Array]:
-        full = size == schedule.buffer
-        if schedule.due == "count":
-            return full, jnp.zeros((), bool)
-        shares = jnp.sum(1.0 / jnp.maximum(counts, 1))
-        # a hair's breadth for the rounding of the sum
-        enough = (counts > 0).all() & (schedule.target * shares <= schedule.num_clients**2 * (1 + 1e-6))
-        return enough | full, full & ~enough
-
-    def after(at: _Planning, slot: Array) -> tuple[_Planning, Array, Array]:
-        clock, now = at.clock, at.clock.finish[slot]
-        counts, size = at.counts.at[clock.client[slot]].add(1), at.size + 1
-        due, capped = is_due(counts, size)
-        clock = clock._replace(updates=clock.updates + due)
-        arrived = jnp.arange(schedule.in_flight) == slot
-        if schedule.restart == "update":
-            clock = clock._replace(finish=jnp.where(arrived, FAR, clock.finish))
-            slots = (clock.finish == FAR) & due
-        else:
-            slots = arrived | (due & (schedule.restart == "abort"))
-        some = slots.any() if schedule.restart == "update" else jnp.ones((), bool)
-        begun = _restarted(schedule, duration, scores, clock, slots, now)
-        clock = begun._replace(draws=jnp.where(some, begun.draws, clock.draws))
-        updates = at.updates + due
-        kept = lambda new, old: jax.tree.map(lambda x, y: jnp.where(due, x, y), new, old)
-        return (
-            _Planning(
-                clock,
-                kept(clock, at.done),
-                kept(now, at.elapsed),
-                at.is_open,
-                updates,
-                jnp.where(slots, updates == 0, at.fresh),
-                jnp.where(slots, updates > 0, at.later),
-                jnp.where(due, 0, counts),
-                jnp.where(due, 0, size),
-            ),
-            due,
-            capped,
-        )
-
     def lane(at: _Planning, _: None) -> tuple[_Planning, tuple[Lanes, Array]]:
         slot = jnp.argmin(at.clock.finish)  # of several at one time, the lowest slot
         valid = at.is_open & ~at.later[slot] & (at.clock.finish[slot] < FAR)
-        new, due, capped = after(at, slot)
+        new, due, capped = _after(schedule, duration, scores, at, slot)
         row = Lanes(
             slot=slot.astype(jnp.int32),
             client=at.clock.client[slot],
@@ -209,7 +211,7 @@ def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -
             capped=capped & valid,
             time=at.clock.finish[slot],
         )
-        kept = jax.tree.map(lambda x, y: jnp.where(valid, x, y), new, at)
+        kept = trees.select(valid, new, at)
         return kept._replace(is_open=valid), (row, at.updates)
 
     zero, no_slot = jnp.zeros((), jnp.int32), jnp.zeros(schedule.in_flight, bool)
