@@ -1,13 +1,15 @@
 """DPA-FedRL: clients of unlike networks follow a server that acts in an environment by the mean of their policies."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.algorithms.fedhpd import adam_steps, fedhpd
+from fedjax_rl.algorithms.fedhpd import adam_steps, fedhpd, silence
 from fedjax_rl.algorithms.parts import chunked
-from fedjax_rl.types import Aggregate, Algorithm, Array, Problem, Server, Upload
+from fedjax_rl.types import Aggregate, Algorithm, Key, Problem, Server, Upload, Walk
 
 VARIANTS = ("corrected", "published")
 
@@ -66,28 +68,31 @@ def dpa_fedrl(
     move = adam_steps(client_opt, lr_decay, lr_decay_every)
     gradient = chunked(jax.grad(problem.distance), client_batch)
 
-    def said(params, obs: Array):
-        return say(params, obs[None])
-
-    def init(key):
-        at = walk.start(key)
-        asked = jnp.copy(walk.see(at))  # no buffer is twice in a state, which a round may be given for good
-        silent = jax.eval_shape(lambda: said(problem.own(problem.init(key), jnp.zeros((), jnp.int32)), asked))
-        mean = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), silent)
-        return Server({"asked": asked, "compared": jnp.zeros_like(asked), "mean": mean, "known": jnp.zeros(())}, at)
-
     def client_update(shared, client, task, key):
-        push = gradient(client["params"], shared["mean"], shared["compared"][None])
+        push = gradient(client["params"], shared["mean"], shared["compared"])
         moved = move(client, push, "adam")
         moved = {**moved, "batches": moved["batches"] + published}
         client = trees.select(shared["known"] > 0, moved, client)
         _, client, metrics = alone.client_update((), client, task, key)
-        return Upload(said(client["params"], shared["asked"]), jnp.ones(())), client, metrics
+        return Upload(say(client["params"], shared["asked"]), jnp.ones(())), client, metrics
 
-    def server_update(server: Server, aggregate: Aggregate, key) -> Server:
+    init, server_update = _acting(problem, walk, published)
+    return alone._replace(init=init, client_update=client_update, server_update=server_update)
+
+
+def _acting(problem: Problem, walk: Walk, published: bool) -> tuple[Callable, Callable]:
+    """A server that acts by the mean of what it is told: its `init` and `server_update`. Observations are [1, O]."""
+
+    def init(key: Key) -> Server:
+        at = walk.start(key)
+        asked = jnp.copy(walk.see(at))[None]  # no buffer is twice in a state, which a round may be given for good
+        shared = {"asked": asked, "compared": jnp.zeros_like(asked), "mean": silence(problem, asked, key)}
+        return Server({**shared, "known": jnp.zeros(())}, at)
+
+    def server_update(server: Server, aggregate: Aggregate, key: Key) -> Server:
         at = walk.step(server.private, aggregate.message, key)
-        asked = walk.see(at)
+        asked = walk.see(at)[None]
         compared = asked if published else server.shared["asked"]
         return Server({"asked": asked, "compared": compared, "mean": aggregate.message, "known": jnp.ones(())}, at)
 
-    return alone._replace(init=init, client_update=client_update, server_update=server_update)
+    return init, server_update

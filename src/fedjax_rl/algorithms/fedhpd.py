@@ -9,7 +9,7 @@ import optax
 
 from fedjax_rl import meta
 from fedjax_rl.algorithms.parts import chunked, measured
-from fedjax_rl.types import Algorithm, Array, Client, Params, Problem, Server, Upload
+from fedjax_rl.types import Algorithm, Array, Client, Key, Params, Problem, Server, Tree, Upload
 
 DISTILL, OPTIMIZERS = ("consensus", "placebo", "none"), ("own", "shared")
 
@@ -108,6 +108,14 @@ def adam_steps(client_opt: optax.GradientTransformation, lr_decay: Any, lr_decay
     return move
 
 
+def silence(problem: Problem, obs: Array, key: Key) -> Tree:
+    """Zeros in place of what clients say of observations [S, O], before they have said anything."""
+    assert problem.say is not None
+    params = jax.eval_shape(lambda: problem.own(problem.init(key), jnp.zeros((), jnp.int32)))
+    said = jax.eval_shape(problem.say, params, obs)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), said)
+
+
 def _with_consensus(
     alone: Algorithm,
     problem: Problem,
@@ -127,10 +135,6 @@ def _with_consensus(
     def said(client, number):
         return Upload(say(client["params"], states[number % len(states)]), jnp.ones(()))
 
-    def init(key):
-        silent = jax.eval_shape(lambda: say(problem.own(problem.init(key), jnp.zeros((), jnp.int32)), states[0]))
-        return Server(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), silent), ())
-
     def client_update(shared, client, task, key):
         _, client, metrics = alone.client_update(shared, client, task, key)
         return said(client, 0), client, metrics
@@ -141,7 +145,7 @@ def _with_consensus(
         return said(client, number), client
 
     return alone._replace(
-        init=init,
+        init=lambda key: Server(silence(problem, states[0], key), ()),
         client_update=client_update,
         server_update=lambda server, aggregate, key: Server(aggregate.message, ()),
         exchanges=(steps, distil),
