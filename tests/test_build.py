@@ -81,9 +81,9 @@ def test_no_key_is_used_twice(name):
     states, alive = jax.eval_shape(lambda: assemble.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
     with jax.debug_key_reuse(True):
         jax.jit(jax.vmap(group.run.simulation.init)).lower(states.key)
-        _, shared, *rows = jax.eval_shape(group.run.simulation.cohort, assemble.abstract_state(group.run))
+        _, *rows = jax.eval_shape(group.run.simulation.cohort, assemble.abstract_state(group.run))
         row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-        jax.jit(group.run.simulation.work).lower(shared, *row)
+        jax.jit(group.run.simulation.work).lower(*row)
         if name not in ("per_fedavg", "reptile"):
             jax.jit(lambda *args: assemble.round_of(group, *args)).lower(states, alive, group.values)
 

@@ -39,17 +39,17 @@ def planned(schedule, speed, noise, rounds):
             if lanes.due[r, i]:
                 updates, elapsed = updates + 1, int(lanes.time[r, i])
         began += elapsed
-    assert began == int(clock.units) * TICKS + int(clock.ticks) and updates == int(clock.updates)
+    assert began == int(clock.time.units) * TICKS + int(clock.time.ticks) and updates == int(clock.updates)
     return found, lanes, clock
 
 
-def one_by_one(s, speed, noise, arrivals):
+def one_by_one(s, speed, noise, arrivals, key=None, scores_at=None):
     """The same from a heap, exactly."""
-    duration = durations(jax.random.fold_in(KEY, 3), speed, noise)
+    duration = durations(jax.random.fold_in(KEY, 3) if key is None else key, speed, noise)
     table = np.asarray(
         jax.jit(jax.vmap(lambda c: jax.vmap(lambda j: duration(c, j))(jnp.arange(arrivals))))(jnp.arange(s.num_clients))
     )
-    scores = np.asarray(jax.jit(jax.vmap(scores_of(s.num_clients)))(jnp.arange(arrivals + 1)))
+    scores = np.asarray(jax.jit(jax.vmap(scores_at or scores_of(s.num_clients)))(jnp.arange(arrivals + 1)))
     heap, jobs, work, generation = [], [0] * s.num_clients, [None] * s.in_flight, [0] * s.in_flight
     updates, draws, waiting, buffer, found = 0, 0, [], [], []
 
@@ -142,7 +142,7 @@ def test_what_started_after_the_first_update_is_never_in_the_plan():
 def test_updates_a_unit_of_time_are_the_sum_of_the_clients_rates(speed, n, rate):
     schedule = Schedule(n, n, 1, n)
     _, _, clock = planned(schedule, speeds(speed, n), "none", 600)
-    time = int(clock.units) + int(clock.ticks) / TICKS
+    time = float(clock.time.as_units())
     assert int(clock.updates) / time == pytest.approx(rate, rel=0.01)
     assert rate == pytest.approx(np.sum(1 / np.asarray(speeds(speed, n))), rel=1e-3)
 
@@ -170,7 +170,7 @@ def test_rennala_waits_for_as_many_gradients_from_whomever(target, time):
     """The M-th smallest of {j t_i}."""
     speed = speeds("sqrt", 10)
     _, _, clock = planned(Schedule(10, 10, target, 1, restart="abort"), speed, "none", 3)
-    assert (int(clock.units) + int(clock.ticks) / TICKS) / 3 == pytest.approx(time, abs=1e-3)
+    assert (float(clock.time.as_units())) / 3 == pytest.approx(time, abs=1e-3)
     multiples = np.sort(np.outer(np.arange(1, target + 1), np.asarray(speed)).ravel())
     assert multiples[target - 1] == pytest.approx(time, abs=1e-3)
 
@@ -179,7 +179,7 @@ def test_rennala_waits_for_as_many_gradients_from_whomever(target, time):
 def test_malenia_waits_for_a_harmonic_mean(target, time, gradients):
     schedule = Schedule(10, 10, 100, 1, restart="abort", due="harmonic", target=target)
     found, lanes, clock = planned(schedule, speeds("sqrt", 10), "none", 2)
-    assert (int(clock.units) + int(clock.ticks) / TICKS) / 2 == pytest.approx(time, abs=1e-3)
+    assert (float(clock.time.as_units())) / 2 == pytest.approx(time, abs=1e-3)
     # at one time the lowest slot comes first, and what is enough may be there before all of that time
     assert abs(len(found) / 2 - gradients) <= 2 and not lanes.capped.any()
     capped = planned(schedule._replace(buffer=target // 2), speeds("sqrt", 10), "none", 1)[1]

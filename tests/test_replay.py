@@ -17,8 +17,8 @@ def test_a_replay_is_the_clients_part_of_the_round(tmp_path):
     config = build("ditto", preset("tiny", "ditto"), SMALL)
     run = make_run(config)
     state = initial_state(run)
-    ids, shared, *rows = run.simulation.cohort(state)
-    work = jax.jit(run.simulation.work)(shared, *jax.tree.map(lambda x: x[2], rows))
+    ids, *rows = run.simulation.cohort(state)
+    work = jax.jit(run.simulation.work)(*jax.tree.map(lambda x: x[2], rows))
     path = nan_dump.dump(run, config, state, int(ids[2]), tmp_path)
     assert nan_dump.dump(run, config, state, int(ids[3]), tmp_path) is None  # one was asked for
     said = nan_dump.replay(path).splitlines()

@@ -106,10 +106,13 @@ class Aggregate(NamedTuple):
     Attributes:
       message: the messages of the clients that were heard, combined into one; there is no client axis.
       participation: (), the number of these clients divided by N.
+      staleness: (), the mean over these clients of the updates that the server made while they worked; 0 where all wait
+        for each other.
     """
 
     message: Message
     participation: Array
+    staleness: Array | float = 0.0
 
 
 class Algorithm(NamedTuple):
@@ -121,14 +124,15 @@ class Algorithm(NamedTuple):
       init: key -> server.
       init_client: (shared, key, the client's number) -> what a client keeps between its rounds; () when nothing.
       client_update: (shared, client, task, key) -> (upload, client, metrics), a client's work in a round. Metrics are
-        () each. The engine takes their mean over the clients that were heard. A name that begins with "health/" is a
-        count: the engine takes its sum over all selected clients.
+        () each. The engine takes their mean over the clients whose work is finite, heard or silent. A name that begins
+        with "health/" is a count: the engine takes its sum over all selected clients.
       server_update: (server, aggregate, key) -> server.
       personal_params: (shared, client) -> the parameters that the client acts with.
       adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation. Evaluation takes it.
       exchanges: (how many more exchanges a round has, what a client does in each of them), or None. After the first,
         each is again upload, aggregation and `server_update`, by the same cohort. The function is like `client_update`
         with one more argument, the exchange's number from 1, and without metrics.
+      idle: server -> server, instead of `server_update` where nobody is heard. By default it stays as it is.
     """
 
     init: Callable[[Key], Server]
@@ -138,6 +142,7 @@ class Algorithm(NamedTuple):
     personal_params: Callable[[Shared, Client], Params]
     adapt: Callable[[Shared, Client, Params, Batch], Params]
     exchanges: tuple[int, Callable[[Shared, Client, Task, Key, Array], tuple[Upload, Client]]] | None = None
+    idle: Callable[[Server], Server] = lambda server: server
 
 
 class Aggregator(NamedTuple):

@@ -192,6 +192,7 @@ def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
         server_update=algorithm.server_update,
         personal_params=lambda shared, client: algorithm.personal_params(*whole(shared, client)),
         adapt=lambda shared, client, params, batch: algorithm.adapt(*whole(shared, client), params, batch),
+        idle=algorithm.idle,
     )
 
 

@@ -5,6 +5,7 @@ never depends on what was learned. So the clock can run ahead of the physics: a 
 computed side by side, with the very parameters that one after the other would have given them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +48,32 @@ class Schedule(NamedTuple):
     target: int = 0
 
 
+class Time(NamedTuple):
+    """The time since the beginning; () int32 each.
+
+    Attributes:
+      units: whole units.
+      ticks: less than a unit.
+    """
+
+    units: Array
+    ticks: Array
+
+    def later(self, ticks: Array) -> "Time":
+        """The time so many ticks later."""
+        ticks = self.ticks + ticks
+        return Time(self.units + ticks // TICKS, ticks % TICKS)
+
+    def as_units(self) -> Array:
+        """The time as one number of units."""
+        return self.units + self.ticks / TICKS
+
+
+def zero_time() -> Time:
+    """The time at the beginning."""
+    return Time(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
 class Clock(NamedTuple):
     """What is going on; all int32.
 
@@ -55,8 +82,9 @@ class Clock(NamedTuple):
       client, job, version: [C] of each slot: who works, the number of this job of his, updates before he started.
       jobs: [N] jobs that each client has begun.
       updates: () so far.
+      arrivals: () so far, in all updates.
       draws: () how often idle clients have been drawn.
-      units, ticks: () the time so far.
+      time: so far.
     """
 
     finish: Array
@@ -65,9 +93,9 @@ class Clock(NamedTuple):
     version: Array
     jobs: Array
     updates: Array
+    arrivals: Array
     draws: Array
-    units: Array
-    ticks: Array
+    time: Time
 
 
 class Lanes(NamedTuple):
@@ -98,10 +126,11 @@ Scores = Callable[[Array], Array]  # (number of the draw) -> [N], of which the h
 
 def start(schedule: Schedule, duration: Duration) -> Clock:
     """The clock at 0: client i works in slot i."""
+    none = functools.partial(jnp.zeros, dtype=jnp.int32)  # each an array of its own, so that a state can be donated
     client = jnp.arange(schedule.in_flight, dtype=jnp.int32)
-    none, zero = jnp.zeros_like(client), jnp.zeros((), jnp.int32)
-    jobs = jnp.zeros(schedule.num_clients, jnp.int32).at[client].set(1)
-    return Clock(duration(client, none), client, none, none, jobs, zero, zero, zero, zero)
+    job, version = none(client.shape), none(client.shape)
+    jobs = none(schedule.num_clients).at[client].set(1)
+    return Clock(duration(client, job), client, job, version, jobs, none(()), none(()), none(()), zero_time())
 
 
 def _restarted(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock, slots: Array, now: Array) -> Clock:
@@ -150,13 +179,14 @@ def _is_due(schedule: Schedule, counts: Array, size: Array) -> tuple[Array, Arra
 
 
 def _after(
-    schedule: Schedule, duration: Duration, scores: Scores, at: _Planning, slot: Array
+    schedule: Schedule, duration: Duration, scores: Scores, pause: Array | int, at: _Planning, slot: Array
 ) -> tuple[_Planning, Array, Array]:
     """(The plan after the arrival of a slot, is an update due then, only since the buffer is full)."""
     clock, now = at.clock, at.clock.finish[slot]
     counts, size = at.counts.at[clock.client[slot]].add(1), at.size + 1
     due, capped = _is_due(schedule, counts, size)
-    clock = clock._replace(updates=clock.updates + due)
+    clock = clock._replace(updates=clock.updates + due, arrivals=clock.arrivals + 1)
+    now = now + jnp.where(due, pause, 0)
     arrived = jnp.arange(schedule.in_flight) == slot
     if schedule.restart == "update":
         clock = clock._replace(finish=jnp.where(arrived, FAR, clock.finish))
@@ -180,7 +210,9 @@ def _after(
     return new, due, capped
 
 
-def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -> tuple[Clock, Lanes]:
+def plan(
+    schedule: Schedule, duration: Duration, scores: Scores, clock: Clock, pause: Array | int = 0
+) -> tuple[Clock, Lanes]:
     """The next arrivals that can be computed together: of whole buffers, at least one, at most `updates`.
 
     An arrival can be computed if it started before the plan's first update. At the first one that did not, the plan
@@ -191,6 +223,7 @@ def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -
       duration: of a job.
       scores: of a draw.
       clock: now.
+      pause: ticks that every update takes in which nobody works; for "abort", where all wait for the update anyway.
 
     Returns:
       (the clock after the last update, its times counted from there; the lanes).
@@ -199,7 +232,7 @@ def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -
     def lane(at: _Planning, _: None) -> tuple[_Planning, tuple[Lanes, Array]]:
         slot = jnp.argmin(at.clock.finish)  # of several at one time, the lowest slot
         valid = at.is_open & ~at.later[slot] & (at.clock.finish[slot] < FAR)
-        new, due, capped = _after(schedule, duration, scores, at, slot)
+        new, due, capped = _after(schedule, duration, scores, pause, at, slot)
         row = Lanes(
             slot=slot.astype(jnp.int32),
             client=at.clock.client[slot],
@@ -225,8 +258,7 @@ def plan(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock) -
 def _rebased(clock: Clock, elapsed: Array) -> Clock:
     """The clock with its times counted from `elapsed` ticks later."""
     finish = jnp.where(clock.finish == FAR, FAR, clock.finish - elapsed)
-    ticks = clock.ticks + elapsed
-    return clock._replace(finish=finish, units=clock.units + ticks // TICKS, ticks=ticks % TICKS)
+    return clock._replace(finish=finish, time=clock.time.later(elapsed))
 
 
 def good_updates(schedule: Schedule, speed: np.ndarray) -> int:

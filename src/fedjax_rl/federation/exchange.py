@@ -8,7 +8,8 @@ import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import placement
-from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Server, Tree, Upload
+from fedjax_rl.federation.metrics import mean_where
+from fedjax_rl.types import Aggregate, Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
 
 _AGAIN = 1 << 21  # apart from the keys that algorithms make of theirs in the first exchange
 
@@ -20,6 +21,13 @@ class Exchange(NamedTuple):
     aggregator: Aggregator
     uplink: optax.GradientTransformation
     num_clients: int
+
+    def work(
+        self, shared: Tree, own: tuple[Tree, Tree], task: Tree, key: Key
+    ) -> tuple[Upload, tuple[Tree, Tree], Metrics]:
+        """What one client does in the first exchange: (what it sends, its new states, its metrics)."""
+        upload, client, metrics = self.algorithm.client_update(shared, own[0], task, key)
+        return *self.sent(upload, client, own[1]), metrics
 
     def sent(self, upload: Upload, client: Tree, sending: Tree) -> tuple[Upload, tuple[Tree, Tree]]:
         """What one client sends of an upload; (its state, its uplink's state)."""
@@ -37,6 +45,7 @@ class Exchange(NamedTuple):
         server: Server,
         state: Tree,
         keys: tuple[Key, Key],
+        ages: Array | None = None,
     ) -> tuple[Server, Tree, tuple[Tree, Tree], Array, Array]:
         """What the server makes of an exchange.
 
@@ -47,6 +56,7 @@ class Exchange(NamedTuple):
           server: the server.
           state: the aggregator's.
           keys: of the aggregator and of the server.
+          ages: [M] of the messages, in updates of the server; None for 0.
 
         Returns:
           (server, aggregator's state, the clients' states to keep, heard [M], finite [M]).
@@ -58,8 +68,10 @@ class Exchange(NamedTuple):
         messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
         combined, aggregated = self.aggregator.update(messages, weights, state, keys[0])
         aggregate = Aggregate(combined, heard.sum() / self.num_clients)
+        if ages is not None:
+            aggregate = aggregate._replace(staleness=mean_where(heard, ages))
         updated = self.algorithm.server_update(server, aggregate, keys[1])
-        server, state = trees.select(heard.any(), (updated, aggregated), (server, state))
+        server, state = trees.select(heard.any(), (updated, aggregated), (self.algorithm.idle(server), state))
         return server, state, trees.select(heard, new, old), heard, finite
 
     def again(

@@ -10,8 +10,10 @@ import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import placement, selection
+from fedjax_rl.federation.clock import zero_time
 from fedjax_rl.federation.exchange import Exchange
-from fedjax_rl.federation.metrics import of_round
+from fedjax_rl.federation.metrics import Work, of_round
+from fedjax_rl.federation.times import Pace, durations
 from fedjax_rl.types import (
     Aggregator,
     Algorithm,
@@ -25,7 +27,7 @@ from fedjax_rl.types import (
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
-FILM, DROPOUT, EVALUATE_NEW = range(10, 13)
+FILM, DROPOUT, EVALUATE_NEW, SPEED, DELAY = range(10, 15)
 
 
 class State(NamedTuple):
@@ -39,6 +41,8 @@ class State(NamedTuple):
       aggregator: what the aggregator keeps.
       round: () int32, rounds done.
       key: the root key, from which all draws follow; it stays the same.
+      clock: the time so far, and of an asynchronous federation who is at work; () where no time is kept.
+      snapshots: what those at work were sent, leaves [C, ...]; () where all wait for each other.
     """
 
     server: Server
@@ -48,6 +52,8 @@ class State(NamedTuple):
     aggregator: Tree
     round: Array
     key: Key
+    clock: Tree = ()
+    snapshots: Tree = ()
 
 
 class Simulation(NamedTuple):
@@ -56,8 +62,8 @@ class Simulation(NamedTuple):
     Attributes:
       init: key -> State, before the first round.
       round: State -> (State, metrics), one round; metrics are numbers by name.
-      cohort: State -> (ids [M], shared, client and uplink states [M], tasks [M], keys [M]): who works in the coming
-        round, and with what.
+      cohort: State -> (ids [M], what each was sent [M], client and uplink states [M], tasks [M], keys [M]): who works
+        in the coming round, and with what. An id of -1 is nobody's.
       work: (shared, (client, uplink state), task, key) -> (upload, (client, uplink state), metrics): what one client
         then does.
     """
@@ -88,6 +94,8 @@ def make_simulation(
     select: Callable[[Key, int, int], Array] = selection.uniform,
     uplink: optax.GradientTransformation | None = None,
     dropout: Array | float = 0.0,
+    pace: Pace | None = None,
+    wait_for: int = 0,
 ) -> Simulation:
     """Make a federation of N clients, M of whom work in a round.
 
@@ -111,6 +119,8 @@ def make_simulation(
       select: (key, N, M) -> ids [M], ascending.
       uplink: what every client applies to its message before sending. Each has a state of its own. None: nothing.
       dropout: probability that a selected client drops out of the round, drawn for each client and round by itself.
+      pace: how fast the clients are; a round then lasts as long as its slowest. None: no time is kept.
+      wait_for: m <= M, with a pace: only the m fastest count, and the round ends with them. 0: all.
 
     Returns:
       The federation. Nothing has been computed yet.
@@ -133,31 +143,28 @@ def make_simulation(
     exchange = Exchange(algorithm, aggregator, uplink, num_clients)
 
     def init(key: Key) -> State:
-        ids = jnp.arange(num_clients)
-        server = algorithm.init(stream(key, INIT))
-        tasks = sample_tasks(stream(key, TASKS), num_clients)
-        init_client = placement.map_clients(algorithm.init_client, num_broadcast=1)
-        clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids), ids)
-        one = jax.tree.map(lambda x: x[0], (clients, tasks))
-        upload, _, _ = jax.eval_shape(algorithm.client_update, server.shared, *one, key)
-        message = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload.message)
-        sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), uplink.init(message))
-        return State(server, clients, tasks, sent, aggregator.init(message), jnp.zeros((), jnp.int32), key)
+        state, _ = first_state(exchange, sample_tasks, key)
+        return state if pace is None else state._replace(clock=zero_time())
 
     def cohort(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
+        ids, shared, *rows = selected(state)
+        return ids, jax.tree.map(lambda x: jnp.broadcast_to(x, (clients_per_round, *x.shape)), shared), *rows
+
+    def selected(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
         ids = select(stream(state.key, SELECT, state.round), num_clients, clients_per_round)
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
         return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
 
-    def work(shared, own, task, client_key):
-        upload, client, metrics = algorithm.client_update(shared, own[0], task, client_key)
-        return *exchange.sent(upload, client, own[1]), metrics
-
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
-        ids, shared, old, tasks, keys = cohort(state)
-        upload, new, client_metrics = placement.map_clients(work, num_broadcast=1)(shared, old, tasks, keys)
+        ids, shared, old, tasks, keys = selected(state)
+        upload, new, client_metrics = placement.map_clients(exchange.work, num_broadcast=1)(shared, old, tasks, keys)
         present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
+        clock, times = state.clock, {}
+        if pace is not None:
+            in_time, lasted = lasting(pace, state, ids, upload, wait_for)
+            present, clock = present & in_time, clock.later(lasted)
+            times = {"clock/time": clock.as_units()}
         server_keys = (key(AGGREGATE), key(SERVER))
         server, aggregator_state, kept, heard, finite = exchange.absorb(
             (upload, new), old, present, state.server, state.aggregator, server_keys
@@ -167,21 +174,55 @@ def make_simulation(
         )
         finite &= still
         exchanges = algorithm.exchanges[0] if algorithm.exchanges else 1  # what the last one sends is not used
-        metrics = of_round(ids, heard, finite, client_metrics, _one(upload.message), shared, exchanges)
-        return State(
+        done = Work(ids, heard, finite, present)
+        metrics = of_round(done, client_metrics, one_of(upload.message), shared, exchanges)
+        return state._replace(
             server=server,
             clients=trees.put(state.clients, ids, kept[0]),
-            tasks=state.tasks,
             uplink=trees.put(state.uplink, ids, kept[1]),
             aggregator=aggregator_state,
             round=state.round + 1,
-            key=state.key,
-        ), metrics
+            clock=clock,
+        ), metrics | times
 
-    return Simulation(init, round, cohort, work)
+    return Simulation(init, round, cohort, exchange.work)
 
 
-def _one(rows: Tree) -> Tree:
+def first_state(exchange: Exchange, sample_tasks: Callable[[Key, int], Tree], key: Key) -> tuple[State, Tree]:
+    """(The state before anything has happened, without a clock; what a client's message looks like)."""
+    ids = jnp.arange(exchange.num_clients)
+    algorithm = exchange.algorithm
+    server = algorithm.init(stream(key, INIT))
+    tasks = sample_tasks(stream(key, TASKS), exchange.num_clients)
+    init_client = placement.map_clients(algorithm.init_client, num_broadcast=1)
+    clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids), ids)
+    one = jax.tree.map(lambda x: x[0], (clients, tasks))
+    upload, _, _ = jax.eval_shape(algorithm.client_update, server.shared, *one, key)
+    message = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload.message)
+    sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), exchange.uplink.init(message))
+    kept = exchange.aggregator.init(message)
+    return State(server, clients, tasks, sent, kept, jnp.zeros((), jnp.int32), key), message
+
+
+def lasting(pace: Pace, state: State, ids: Array, upload: Upload, wait_for: int) -> tuple[Array, Array]:
+    """(Who of a cohort [M] is in time, ticks that the round lasts).
+
+    A round lasts as long as its slowest; who sends nothing has no way up. With `wait_for` m, only the m fastest are in
+    time, as if all of them sent, and the round ends with the m-th.
+    """
+    num_clients = len(jax.tree.leaves(state.tasks)[0])
+    speeds = pace.speeds(stream(state.key, SPEED), num_clients)
+    down, up = pace.links(speeds, trees.num_bytes(state.server.shared), trees.num_bytes(one_of(upload.message)))
+    key, job = stream(state.key, DELAY), jnp.broadcast_to(state.round, ids.shape)
+    both = durations(key, speeds, pace.noise, down + up)(ids, job)
+    if wait_for:
+        order = jnp.argsort(both)  # stable: of several at one time, the first
+        return jnp.zeros(ids.shape, bool).at[order[:wait_for]].set(True), both[order[wait_for - 1]]
+    one_way = durations(key, speeds, pace.noise, down)(ids, job)
+    return jnp.ones(ids.shape, bool), jnp.where(upload.weight > 0, both, one_way).max()
+
+
+def one_of(rows: Tree) -> Tree:
     """Shapes of one of the rows [M, ...]."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
 

@@ -26,12 +26,12 @@ DUMPS = "nan"  # directory of the dumps in a run directory
 
 def dump(run: Assembled, config: Config, state: State, client: int, directory: Path) -> Path | None:
     """Write what the client works with in the round that begins with `state`; None when there are enough dumps."""
-    ids, shared, *rows = run.simulation.cohort(state)  # on all processes: they compute together
+    ids, *rows = run.simulation.cohort(state)  # on all processes: they compute together
     out = directory / DUMPS
     if rundir.is_reader() or len(list(out.glob("*.npz"))) >= config.nan_dump:
         return None
     place = int(np.flatnonzero(np.asarray(ids) == client)[0])
-    arrays = flatten((shared, *jax.tree.map(lambda x: x[place], rows)))
+    arrays = flatten(tuple(jax.tree.map(lambda x: x[place], rows)))
     number = int(state.round) + 1
     out.mkdir(exist_ok=True)
     path = out / f"round{number}-client{client}.npz"
@@ -45,8 +45,8 @@ def replay(path: Path) -> str:
     """What happens to the client of a dump when it works alone and nothing is compiled, for people to read."""
     config, number, client, arrays = _read(path)
     run = make_run(config)
-    _, shared, *rows = jax.eval_shape(run.simulation.cohort, abstract_state(run))
-    like = (shared, *jax.tree.map(lambda x: jax.eval_shape(lambda a: a[0], x), rows))
+    _, *rows = jax.eval_shape(run.simulation.cohort, abstract_state(run))
+    like = tuple(jax.tree.map(lambda x: jax.eval_shape(lambda a: a[0], x), rows))
     wanted = {name: (zeros.shape, zeros.dtype) for name, zeros in flatten_shapes(like).items() if zeros.size}
     if wanted != {name: (array.shape, array.dtype) for name, array in arrays.items() if array.size}:
         raise ConfigError(f"{path} is damaged: its arrays are not those of its configuration")

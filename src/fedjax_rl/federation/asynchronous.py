@@ -1,0 +1,198 @@
+"""The engine for clients that start and arrive at times of their own, on a virtual clock."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rl import trees
+from fedjax_rl.federation import clock as clocks
+from fedjax_rl.federation import placement
+from fedjax_rl.federation.clock import Clock, Lanes, Schedule
+from fedjax_rl.federation.exchange import Exchange
+from fedjax_rl.federation.metrics import Work, of_round
+from fedjax_rl.federation.simulate import (
+    AGGREGATE,
+    DELAY,
+    DROPOUT,
+    SELECT,
+    SERVER,
+    SPEED,
+    UPDATE,
+    Simulation,
+    State,
+    first_state,
+    one_of,
+    stream,
+)
+from fedjax_rl.federation.staleness import CONSTANT, Discount
+from fedjax_rl.federation.times import EQUAL, TICKS, Duration, Pace, durations
+from fedjax_rl.types import Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
+
+
+def make_async_simulation(
+    algorithm: Algorithm,
+    *,
+    num_clients: int,
+    schedule: Schedule,
+    sample_tasks: Callable[[Key, int], Tree],
+    aggregator: Aggregator,
+    pace: Pace = EQUAL,
+    discount: Discount = CONSTANT,
+    uplink: optax.GradientTransformation | None = None,
+    dropout: Array | float = 0.0,
+) -> Simulation:
+    """Make a federation of N clients, each of whom begins and arrives at times of its own.
+
+    round: plan the next arrivals that depend on none of each other -> client_update on all of them side by side, each
+    on what it was sent when it began -> uplink on each message -> for every K of them in order: aggregate, and
+    server_update. The numbers are those of one arrival after another.
+
+    A message that is dropped or not finite counts as an arrival, and has weight 0. So the clock never depends on what
+    was learned.
+
+    Source: the buffers of Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022,
+    Algorithm 1, with any client and server update; other schedules as in `Schedule`.
+
+    Args:
+      algorithm: what a client and the server do. Under any restart but "update" its clients keep nothing.
+      num_clients: N.
+      schedule: who starts when, and when the server updates.
+      sample_tasks: (key, N) -> tasks [N, ...].
+      aggregator: how K messages become one.
+      pace: how fast clients and links are. Under "abort" a client sends once an update: jobs then take no time on
+        links, and the update takes that of the slowest.
+      discount: what messages are multiplied by.
+      uplink: what every client applies to its message before sending. None: nothing.
+      dropout: probability that a message is lost, drawn for each client and job by itself.
+
+    Returns:
+      The federation. Nothing has been computed yet.
+    """
+    uplink = optax.identity() if uplink is None else uplink
+    exchange = Exchange(algorithm, aggregator, uplink, num_clients)
+
+    def times(key: Key, server: Server, message: Tree) -> tuple[Duration, Array]:
+        """(How long a job takes, how long an update does)."""
+        speeds = pace.speeds(stream(key, SPEED), num_clients)
+        on_links = sum(pace.links(speeds, trees.num_bytes(server.shared), trees.num_bytes(message)))
+        aborts = schedule.restart == "abort"
+        duration = durations(stream(key, DELAY), speeds, pace.noise, 0.0 if aborts else on_links)
+        return duration, jnp.round(TICKS * jnp.max(on_links)).astype(jnp.int32) * aborts
+
+    def message_of(state: State) -> Tree:
+        if isinstance(pace.up, float) and pace.up == 0.0:
+            return ()  # nothing depends on its size, so it is not asked for
+        one = jax.tree.map(lambda x: x[0], (state.clients, state.tasks))
+        return jax.eval_shape(algorithm.client_update, state.server.shared, *one, state.key)[0].message
+
+    def init(key: Key) -> State:
+        state, message = first_state(exchange, sample_tasks, key)
+        sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (schedule.in_flight, *x.shape)), state.server.shared)
+        return state._replace(clock=clocks.start(schedule, times(key, state.server, message)[0]), snapshots=sent)
+
+    def planned(state: State) -> tuple[Clock, Lanes]:
+        duration, pause = times(state.key, state.server, message_of(state))
+
+        def scores(draw: Array) -> Array:
+            return jax.random.uniform(stream(state.key, SELECT, draw), (num_clients,))
+
+        clock, lanes = clocks.plan(schedule, duration, scores, state.clock, pause)
+        # rows without an arrival repeat the first, so that nothing is computed that nobody asked for
+        first = jnp.where(lanes.valid, jnp.arange(lanes.valid.size), 0)
+        who = trees.take((lanes.slot, lanes.client, lanes.job, lanes.fresh), first)
+        return clock, lanes._replace(slot=who[0], client=who[1], job=who[2], fresh=who[3])
+
+    def laid(state: State, lanes: Lanes) -> tuple[Tree, Tree, Tree, Key]:
+        now = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes.slot.size, *x.shape)), state.server.shared)
+        sent = trees.select(lanes.fresh, now, trees.take(state.snapshots, lanes.slot))
+        own, tasks = trees.take(((state.clients, state.uplink), state.tasks), lanes.client)
+        return sent, own, tasks, per_job(state.key, UPDATE, lanes)
+
+    def cohort(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
+        _, lanes = planned(state)
+        return jnp.where(lanes.valid, lanes.client, -1), *laid(state, lanes)
+
+    def round(state: State) -> tuple[State, Metrics]:
+        clock, lanes = planned(state)
+        rows = laid(state, lanes)
+        upload, new, client_metrics = placement.map_clients(exchange.work)(*rows)
+        ages = state.clock.updates + jnp.cumsum(lanes.due) - lanes.due - lanes.version
+        arrivals = state.clock.arrivals + 1 + jnp.arange(ages.size)
+        factors = discount.factors(ages.astype(float), lanes.job + 1.0, arrivals / num_clients)
+        present = jax.vmap(jax.random.uniform)(per_job(state.key, DROPOUT, lanes)) >= dropout
+        work = (_weighted(schedule, lanes, upload, factors), new), rows[1], lanes, present, ages
+
+        def update(carry: tuple[Server, Tree, Array], group: tuple) -> tuple[tuple, tuple]:
+            server, aggregated, number = carry
+            results, old, lanes, present, ages = group
+            keys = (stream(state.key, AGGREGATE, number), stream(state.key, SERVER, number))
+            updated, combined, kept, heard, finite = exchange.absorb(
+                results, old, present & lanes.valid, server, aggregated, keys, ages
+            )
+            due = lanes.due.any()
+            server, aggregated = trees.select(due, (updated, combined), (server, aggregated))
+            return (server, aggregated, number + due), (server.shared, kept, heard, finite)
+
+        groups = jax.tree.map(lambda x: x.reshape(schedule.updates, schedule.buffer, *x.shape[1:]), work)
+        (server, aggregated, _), (sent, *done) = jax.lax.scan(
+            update, (state.server, state.aggregator, state.clock.updates), groups
+        )
+        kept, heard, finite = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(done))
+        begun = (clock.job != state.clock.job) | (clock.client != state.clock.client)
+        versions = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state.server.shared, sent)
+        newest = trees.take(versions, jnp.maximum(clock.version - state.clock.updates, 0))
+        arrived = jnp.where(lanes.valid, lanes.client, num_clients)  # the others are written nowhere
+        clients, sending = jax.tree.map(
+            lambda x, row: x.at[arrived].set(row, mode="drop"), (state.clients, state.uplink), kept
+        )
+        metrics = of_round(
+            Work(lanes.client, heard, finite, present, lanes.valid),
+            client_metrics,
+            one_of(upload.message),
+            state.server.shared,
+            1,
+        )
+        return state._replace(
+            server=server,
+            clients=clients,
+            uplink=sending,
+            aggregator=aggregated,
+            round=state.round + 1,
+            clock=clock,
+            snapshots=trees.select(begun, newest, state.snapshots),
+        ), metrics | _times(schedule, clock, lanes, ages)
+
+    return Simulation(init, round, cohort, exchange.work)
+
+
+def per_job(key: Key, name: int, lanes: Lanes) -> Key:
+    """One key [L] for each job: of its purpose, its number and its client."""
+    return jax.vmap(lambda job, client: jax.random.fold_in(stream(key, name, job), client))(lanes.job, lanes.client)
+
+
+def _weighted(schedule: Schedule, lanes: Lanes, upload: Upload, factors: Array | None) -> Upload:
+    """Messages times their factors; under "harmonic" a client's messages weigh as much as one."""
+    message, weight = upload
+    if factors is not None:
+        message = jax.tree.map(lambda m: m * factors.astype(m.dtype).reshape(-1, *(1,) * (m.ndim - 1)), message)
+    if schedule.due == "harmonic":
+        arrived = jnp.zeros(schedule.num_clients, int).at[lanes.client].add(lanes.valid)
+        weight = weight / jnp.maximum(arrived[lanes.client], 1)
+    return Upload(message, weight)
+
+
+def _times(schedule: Schedule, clock: Clock, lanes: Lanes, ages: Array) -> Metrics:
+    """What a round shows of its clock; times, updates and arrivals since the beginning."""
+    capped = {"health/capped": lanes.capped.sum()} if schedule.due == "harmonic" else {}
+    ages = jnp.where(lanes.valid, ages, 0)
+    return {
+        "clock/time": clock.time.as_units(),
+        "clock/updates": clock.updates,
+        "clock/arrivals": clock.arrivals,
+        "clock/staleness_mean": ages.sum() / lanes.valid.sum(),
+        "clock/staleness_max": ages.max(),
+        "clock/lanes": lanes.valid.mean(),
+        **capped,
+    }

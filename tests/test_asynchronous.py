@@ -1,0 +1,240 @@
+"""Federations on a clock, against one arrival after another in NumPy, and against the synchronous engine."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
+from fedjax_rl.federation import aggregators, simulate
+from fedjax_rl.federation.asynchronous import make_async_simulation
+from fedjax_rl.federation.clock import Schedule
+from fedjax_rl.federation.staleness import Discount
+from fedjax_rl.federation.times import EQUAL, Pace
+from fedjax_rl.host import registry
+from fedjax_rl.types import Stats
+from test_clock import one_by_one
+
+pytestmark = pytest.mark.usefixtures("x64")
+ALONE = [name for name in registry.OWN["algorithm"] if name not in ("fedhpd", "dpa_fedrl")]
+
+
+def noisy(params, task, key):
+    """The quadratic with a draw of its own in every job."""
+    return {**task, "u": task["u"] + jax.random.normal(key, (3,), jnp.float64)}, Stats(
+        jnp.zeros(()), jnp.zeros((), int)
+    )
+
+
+NOISY = PROBLEM._replace(sample=noisy)
+
+
+def asynchronous(algorithm, schedule, pace=EQUAL, **options):
+    return make_async_simulation(
+        algorithm,
+        num_clients=schedule.num_clients,
+        schedule=schedule,
+        sample_tasks=sample_tasks,
+        aggregator=aggregators.mean(),
+        pace=pace,
+        **options,
+    )
+
+
+def all_rounds(simulation, rounds, seed=0):
+    """The state after each of some rounds, and the metrics."""
+    step = jax.jit(
+        lambda state: jax.lax.scan(lambda s, _: (lambda n: (n[0], n))(simulation.round(s)), state, length=rounds)
+    )
+    return step(simulation.init(jax.random.key(seed)))[1]
+
+
+def assert_same(x, y, rtol=1e-12):
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("fmrl", "scaffold") else pytest.param(name, marks=pytest.mark.nightly) for name in ALONE],
+)
+def test_who_wait_for_all_of_equal_speed_are_the_synchronous_federation(name):
+    """K = C = N and `update`: identity 1 of every algorithm, its clients' states and its metrics too."""
+    algorithm = make(name, problem=NOISY, **({} if name == "independent" else {"server_opt": optax.adam(0.1)}))
+    clipped = {"uplink": optax.clip_by_global_norm(0.1), "dropout": 0.3}
+    plain = all_rounds(federation(algorithm, pace=EQUAL, **clipped), 5)
+    other = all_rounds(asynchronous(algorithm, Schedule(6, 6, 6, 1, restart="update"), **clipped), 5)
+    assert_same(other[0].server, plain[0].server)
+    assert_same(other[0].clients, plain[0].clients)
+    assert set(other[1]) - set(plain[1]) == {
+        "clock/updates", "clock/arrivals", "clock/staleness_mean", "clock/staleness_max", "clock/lanes"
+    }  # fmt: skip
+    assert_same(*[{key: m[key] for key in plain[1]} for m in (other[1], plain[1])])
+    assert np.asarray(plain[1]["clock/time"]).tolist() == [1, 2, 3, 4, 5]
+
+
+ORACLE = {
+    "AFedPG": (Schedule(8, 8, 1, 3), Pace("linear", noise="shifted"), Discount()),
+    "FedAsync": (Schedule(20, 6, 1, 4, next="idle"), Pace("uniform", noise="exponential"), Discount("hinge", 0.3, 2.0)),
+    "FedBuff": (Schedule(20, 8, 3, 2, next="idle"), Pace("linear", noise="lognormal"), Discount("polynomial")),
+    "FedBuff, fair": (Schedule(8, 8, 3, 2), Pace("one_slow"), Discount(fair=True)),
+    "one message each": (Schedule(20, 8, 3, 2, "update", "idle"), Pace("alternate", noise="pareto"), Discount()),
+    "synchronous": (Schedule(6, 6, 6, 1, "update"), Pace("lognormal"), Discount()),
+    "Rennala": (Schedule(6, 6, 15, 1, "abort"), Pace("sqrt", noise="shifted"), Discount()),
+    "Malenia": (Schedule(6, 6, 30, 1, "abort", due="harmonic", target=12), Pace("sqrt", noise="shifted"), Discount()),
+}  # fmt: skip
+
+
+def replayed(algorithm, schedule, pace, discount, key, found):
+    """Server models after each update, one arrival at a time in NumPy; `found`: (client, job, age) in order."""
+    sample = jax.jit(
+        lambda i, j: noisy(None, {"u": jnp.zeros(3)}, jax.random.fold_in(simulate.stream(key, simulate.UPDATE, j), i))[
+            0
+        ]["u"]
+    )
+    tasks = jax.tree.map(np.asarray, sample_tasks(simulate.stream(key, simulate.TASKS), schedule.num_clients))
+    x = np.asarray(algorithm.init(simulate.stream(key, simulate.INIT)).shared["x"])
+    past, buffer, arrivals = [x], [], np.zeros(schedule.num_clients)
+    for client, job, age in found:
+        arrivals[client] += 1
+        y = start = past[-1 - age]
+        u = tasks["u"][client] + np.asarray(sample(client, job))
+        for _ in range(STEPS):
+            y = y - 0.05 * tasks["a"][client] * (y - u)
+        factor = {
+            "constant": 1.0,
+            "polynomial": (1 + age) ** -0.5,
+            "hinge": 1.0 if age <= 2 else 1 / (0.3 * (age - 2) + 1),
+        }[discount.name]
+        factor *= arrivals.mean() / arrivals[client] if discount.fair else 1.0
+        buffer.append((client, factor * (y - start)))
+        counts = np.bincount([c for c, _ in buffer], minlength=schedule.num_clients)
+        enough = counts.all() and schedule.num_clients**2 >= schedule.target * np.sum(1 / counts)
+        if len(buffer) == schedule.buffer or (schedule.due == "harmonic" and enough):
+            weights = np.array([1 / counts[c] if schedule.due == "harmonic" else 1.0 for c, _ in buffer])
+            past.append(past[-1] + np.tensordot(weights / weights.sum(), [m for _, m in buffer], axes=1))
+            buffer = []
+    return past
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_models_are_those_of_one_arrival_after_another(name):
+    schedule, pace, discount = ORACLE[name]
+    algorithm = make("fedavg", problem=NOISY)
+    states, metrics = all_rounds(asynchronous(algorithm, schedule, pace, discount=discount), 25, seed=7)
+    key = jax.random.key(7)
+    speed = pace.speeds(simulate.stream(key, simulate.SPEED), schedule.num_clients)
+    scores = lambda draw: jax.random.uniform(simulate.stream(key, simulate.SELECT, draw), (schedule.num_clients,))
+    total = int(metrics["clock/arrivals"][-1])
+    found = one_by_one(schedule, speed, pace.noise, total, simulate.stream(key, simulate.DELAY), scores)
+    past = replayed(algorithm, schedule, pace, discount, key, [row[1:] for row in found])
+    updates = np.asarray(metrics["clock/updates"])
+    for r, number in enumerate(updates):
+        np.testing.assert_allclose(states.server.shared["x"][r], past[number], rtol=1e-12, atol=1e-13)
+    assert len(past) == updates[-1] + 1 and len(updates) == 25
+    assert float(metrics["clock/time"][-1]) == pytest.approx(found[-1][0] / 2**14, rel=1e-6)
+    ages, ends = np.array([row[3] for row in found]), np.asarray(metrics["clock/arrivals"])
+    for r in range(25):
+        some = ages[ends[r - 1] if r else 0 : ends[r]]
+        assert float(metrics["clock/staleness_mean"][r]) == pytest.approx(some.mean())
+        assert int(metrics["clock/staleness_max"][r]) == some.max()
+
+
+def test_lanes_change_no_number():
+    pace, algorithm = Pace("linear", noise="lognormal"), make("fedavg", problem=NOISY)
+    at = {}
+    for lanes in (1, 7, 20):
+        states, metrics = all_rounds(asynchronous(algorithm, Schedule(20, 20, 1, lanes), pace), 80 // lanes)
+        at[lanes] = dict(zip(np.asarray(metrics["clock/updates"]).tolist(), states.server.shared["x"], strict=True))
+    for lanes in (7, 20):
+        both = sorted(set(at[lanes]) & set(at[1]))
+        assert len(both) >= 3
+        np.testing.assert_allclose([at[lanes][n] for n in both], [at[1][n] for n in both], rtol=1e-12)
+
+
+def test_a_client_of_one_is_one_client():
+    algorithm = make("fedavg", problem=NOISY)
+    one = all_rounds(asynchronous(algorithm, Schedule(1, 1, 1, 1), Pace("linear")), 5)
+    assert_same(one[0].server, all_rounds(federation(algorithm, n=1, m=1), 5)[0].server)
+
+
+@pytest.mark.parametrize("fault", ["nan", "dropped"])
+def test_a_message_that_is_lost_counts_as_an_arrival_and_no_more(fault):
+    """The clock of a run with a client that is never heard is that of the run; the server stays at its arrivals."""
+    algorithm, schedule, pace = make("fedavg", problem=NOISY), Schedule(4, 4, 1, 1), Pace("linear", noise="shifted")
+    tasks = federation(algorithm, n=4, m=4).init(jax.random.key(0)).tasks
+
+    def update(shared, client, task, key):
+        upload, client, metrics = algorithm.client_update(shared, client, task, key)
+        bad = task["a"] == tasks["a"][2]
+        if fault == "nan":
+            return (
+                upload._replace(message=jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), upload.message)),
+                client,
+                metrics,
+            )
+        return upload._replace(weight=jnp.where(bad, 0.0, upload.weight)), client, metrics
+
+    whole = all_rounds(asynchronous(algorithm, schedule, pace), 20)
+    lossy = all_rounds(asynchronous(algorithm._replace(client_update=update), schedule, pace), 20)
+    assert_same(lossy[0].clock, whole[0].clock, 0.0)
+    who = np.asarray(whole[1]["who/selected"])[:, 0]
+    x = np.asarray(lossy[0].server.shared["x"])
+    stays = np.abs(np.diff(x, axis=0)).max(axis=1) == 0
+    assert (stays == (who[1:] == 2)).all() and stays.any()
+    assert (np.asarray(lossy[1]["comm/uploads"]) == (who != 2)).all()
+
+
+def test_two_halves_equal_the_whole_and_one_program_serves_all_rounds():
+    simulation = asynchronous(
+        make("fmrl", problem=NOISY), Schedule(20, 8, 2, 2, next="idle"), Pace("linear", noise="shifted")
+    )
+    step = jax.jit(simulation.round)
+    state = simulation.init(jax.random.key(3))
+    for _ in range(6):
+        state, _ = step(state)
+    assert step._cache_size() == 1
+    both, _ = simulate.run_rounds(simulation, simulation.init(jax.random.key(3)), 3)
+    both, _ = simulate.run_rounds(simulation, both, 3)
+    assert_same(both._replace(key=()), state._replace(key=()), 1e-12)
+
+
+def test_jobs_wait_for_their_links_and_an_update_that_aborts_waits_once():
+    """Three numbers of 8 bytes down and up, 24 bytes a unit: a unit each way, and half of t for the message itself."""
+    algorithm = make("fedavg")
+    pace = Pace("one_slow", ratio=2.0, up=24.0, down=24.0, link=0.5)
+    _, metrics = all_rounds(federation(algorithm, n=3, m=3, pace=pace), 2)
+    assert np.asarray(metrics["clock/time"]).tolist() == [5.0, 10.0]  # 2 + 1 + 1 + 1
+    _, metrics = all_rounds(asynchronous(algorithm, Schedule(3, 3, 1, 2), pace), 1)
+    assert float(metrics["clock/time"][0]) == 3.5 and int(metrics["clock/arrivals"][0]) == 2
+    _, metrics = all_rounds(asynchronous(algorithm, Schedule(3, 3, 4, 1, restart="abort"), pace), 2)
+    assert np.asarray(metrics["clock/time"]).tolist() == [2.0 + 3.0, 2 * (2.0 + 3.0)]  # two arrive at 1, two at 2
+
+
+def test_a_round_may_end_with_its_fastest():
+    algorithm, pace = make("fedavg", problem=NOISY), Pace("linear")
+    whole, some = (federation(algorithm, pace=pace, wait_for=m) for m in (0, 4))
+    state = whole.init(jax.random.key(1))
+    _, metrics = whole.round(state)
+    assert float(metrics["clock/time"]) == 4.0
+    after, metrics = some.round(state)
+    assert float(metrics["clock/time"]) == pytest.approx(1 + 3 * 3 / 5, abs=1e-4)
+    assert metrics["comm/uploads"] == 4 and metrics["who/unheard"].tolist() == [False] * 4 + [True] * 2
+    changes = []
+    for i in range(4):
+        rows = jax.tree.map(lambda x: x[i], whole.cohort(state)[1:])
+        changes.append(np.asarray(whole.work(*rows)[0].message["x"]))
+    moved = np.asarray(after.server.shared["x"]) - np.asarray(state.server.shared["x"])
+    np.testing.assert_allclose(moved, np.mean(changes, axis=0), rtol=1e-12)
+
+
+def test_a_round_keeps_one_model_for_each_job_and_no_more():
+    """No array of a model for each of N = 50 clients, where C = 6 are at work."""
+    simulation = asynchronous(make("fedavg"), Schedule(50, 6, 1, 4, next="idle"))
+    state = simulation.init(jax.random.key(0))
+    assert [x.shape for x in jax.tree.leaves(state.snapshots)] == [(6, 3)]
+    shapes = {v.aval.shape for eqn in jax.make_jaxpr(simulation.round)(state).eqns for v in eqn.outvars}
+    assert (6, 3) in shapes and (4, 3) in shapes
+    tasks = {leaf.shape for leaf in jax.tree.leaves(state.tasks)}
+    assert not {shape for shape in shapes if shape[:1] == (50,) and shape[1:] == (3,)} - tasks
