@@ -7,10 +7,11 @@ import pytest
 
 from fedjax_rl import config
 from fedjax_rl.cli import parse as arguments
-from fedjax_rl.config import CONFIGS, ConfigError, presets
+from fedjax_rl.config import CONFIGS, ConfigError, presets, schedules
 from fedjax_rl.config import sources as layers
 from fedjax_rl.config.algorithms import FedProxConfig, FmrlConfig
 from fedjax_rl.config.options import SERVER_NAMES, ChangeConfig
+from fedjax_rl.federation import clock, staleness, times
 from fedjax_rl.federation import server_optimizers as optimizers
 from fedjax_rl.host import registry
 from fedjax_rl.rl import policies, surrogates
@@ -105,8 +106,8 @@ def test_the_efficient_presets_rate_falls_as_was_chosen_for_the_environment():
 def test_on_ant_every_preset_but_the_papers_adapts_faster():
     found = {name: config.build("fmrl", presets.preset(name, "fmrl", "ant/velocity")) for name in presets.PRESETS}
     values = {name: (c.inner_lr, c.gae_lambda) for name, c in found.items()}
-    own = dict.fromkeys(("fedhpd-cartpole", "fedhpd-lunarlander"), (0.1, 1.0))  # for environments of their own
-    assert values == {"laptop": (0.5, 0.9), "efficient": (0.5, 0.9), "tiny": (0.5, 0.9), "paper": (0.1, 1.0), **own}
+    own = ("fedhpd-cartpole", "fedhpd-lunarlander")  # for environments of their own
+    assert values == {name: (0.1, 1.0) if name in ("paper", *own) else (0.5, 0.9) for name in presets.PRESETS}
     reptile = presets.preset("laptop", "reptile", "ant/direction")
     assert reptile["local_lr"] == reptile["inner_lr"] and reptile["max_change_norm"] == pytest.approx(500 * 0.002)
 
@@ -124,6 +125,8 @@ def _random_value(item, rng):
         return rng.choice(registry.names(rule.kind))
     if rule.choices:
         return rng.choice(rule.choices)
+    if isinstance(item.default, bool):
+        return rng.random() < 0.5
     if isinstance(item.default, str):
         return rng.choice(["", "a text"]) if item.name != "kinds" else ""
     if isinstance(item.default, tuple):
@@ -133,11 +136,24 @@ def _random_value(item, rng):
     return rng.uniform(rule.low, rule.high) or 0.5
 
 
+SCHEDULES = [
+    {"schedule": "sync"},
+    {"schedule": "sync", "wait_for": 1, "speed": "linear", "clients_per_round": 2, "num_clients": 9},
+    {"schedule": "async", "num_clients": 12, "clients_per_round": 6, "buffer": 3, "in_flight": 4, "restart": "now"},
+    {"schedule": "async", "num_clients": 5, "clients_per_round": 0, "buffer": 7, "restart": "abort", "harmonic": 6},
+]
+
+
 @pytest.mark.parametrize("algorithm", CONFIGS)
 def test_toml_round_trips(algorithm, tmp_path):
     rng, path = random.Random(0), tmp_path / "config.toml"
-    for _ in range(40):
-        values = {item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm])}
+    clocked = {item.name for item in fields(config.Config)} & {*schedules.ASYNC, "schedule", "wait_for", "max_time"}
+    for i in range(40):
+        values = {
+            item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm]) if item.name not in clocked
+        }
+        values["clients_per_round"] = max(1, values["clients_per_round"])
+        values |= SCHEDULES[0 if CONFIGS[algorithm].refuses_async else i % len(SCHEDULES)]
         for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
             values[small] = min(values[small], values["num_clients"])
             if not issubclass(CONFIGS[algorithm], ChangeConfig) and values["critic"] == "local":
@@ -147,6 +163,43 @@ def test_toml_round_trips(algorithm, tmp_path):
         made = config.build(algorithm, values)
         path.write_text(layers.to_toml(made))
         assert layers.load(path) == made
+
+
+WRONG = {
+    "buffer = 3: only with schedule = 'async'": {"buffer": 3},
+    "fair = True: only with schedule = 'async'": {"fair": True},
+    "wait_for = 41: must be at most clients_per_round = 40": {"wait_for": 41, "speed": "linear"},
+    "wait_for = 5: all are equally fast": {"wait_for": 5},
+    "wait_for = 5: only with schedule = 'sync'": {"wait_for": 5, "schedule": "async"},
+    "max_time = 5.0: no time is kept": {"max_time": 5.0},
+    "in_flight = 201: must be at most num_clients = 200": {"in_flight": 201, "schedule": "async"},
+    "buffer = 7: must divide clients_per_round = 40": {"buffer": 7, "schedule": "async"},
+    "buffer = 40: with restart = 'update' at most in_flight = 8": {
+        "in_flight": 8,
+        "restart": "update",
+        "schedule": "async",
+    },
+    "clients_per_round = 40: with restart = 'abort'": {"buffer": 20, "restart": "abort", "schedule": "async"},
+    "harmonic = 9: only with restart = 'abort'": {"harmonic": 9, "schedule": "async"},
+    "harmonic = 9: every client must arrive": {"harmonic": 9, "restart": "abort", "schedule": "async"},
+    "speed = 'liner': must be one of": {"speed": "liner"},
+    "speed_ratio = 0.5: must be": {"speed_ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_schedules_that_do_not_fit_together_are_refused_in_one_line(message):
+    with pytest.raises(ConfigError) as caught:
+        FmrlConfig(**WRONG[message])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_clients_of_unlike_networks_and_those_who_answer_each_other_wait_for_all():
+    with pytest.raises(ConfigError, match="schedule = 'async': not for fedhpd: all its clients answer"):
+        config.build("fedhpd", {"schedule": "async"})
+    alike = {"kinds": "4x8:tanh", "num_clients": 4, "clients_per_round": 4}
+    with pytest.raises(ConfigError, match="kinds: not with schedule = 'async'"):
+        config.build("independent", alike | {"schedule": "async"})
 
 
 def test_later_layers_win(tmp_path, monkeypatch):
@@ -161,9 +214,9 @@ def test_later_layers_win(tmp_path, monkeypatch):
 
 def test_a_file_may_choose_the_algorithm_and_the_command_line_may_not_be_overruled(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text('algorithm = "fedprox"\nmu = 0.5\n')
-    assert arguments.parse_train(["--config", str(path)])[0].mu == 0.5
-    with pytest.raises(ConfigError, match="'mu' for fedavg \\(it is an option of fedprox\\)"):
+    path.write_text('algorithm = "fedrep"\nhead_steps = 3\n')
+    assert arguments.parse_train(["--config", str(path)])[0].head_steps == 3
+    with pytest.raises(ConfigError, match="'head_steps' for fedavg \\(it is an option of fedrep\\)"):
         arguments.parse_train(["fedavg", "--config", str(path)])
 
 
@@ -196,4 +249,8 @@ def test_the_light_lists_of_names_are_the_registries():
     assert set(SERVER_NAMES) == set(optimizers.SERVER_OPTIMIZERS)
     rules = {item.name: item.metadata["rule"] for item in fields(config.Config)}
     assert set(rules["surrogate"].choices) == set(surrogates.SURROGATES)
+    assert set(rules["speed"].choices) == set(times.SPEEDS)
+    assert set(rules["delay_noise"].choices) == set(times.NOISES)
+    assert set(rules["staleness"].choices) == set(staleness.STALENESS)
+    assert set(rules["restart"].choices) == set(clock.RESTARTS)
     assert set(rules["activation"].choices) == set(policies.ACTIVATIONS)

@@ -1,5 +1,7 @@
 """A federation with closed forms: client i minimises a_i |x - u_i|^2 / 2, without noise, in float64."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,17 +54,16 @@ def sample_tasks(key, n):
 
 
 def make(name, *, server_opt=None, problem=PROBLEM, **settings):
-    if name == "fedhpd":
-        settings.setdefault("public_states", PUBLIC_STATES)
-    elif name not in ("independent", "dpa_fedrl"):
-        settings["server_opt"] = optax.sgd(1.0) if server_opt is None else server_opt
-    return registry.find("algorithm", name)(
-        problem,
-        client_opt=optax.sgd(LOCAL_LR),
-        local_steps=STEPS,
-        inner_lr=settings.pop("inner_lr", INNER_LR),
-        **settings,
-    )
+    factory = registry.find("algorithm", name)
+    taken = inspect.signature(factory).parameters
+    usual = {
+        "client_opt": optax.sgd(LOCAL_LR),
+        "server_opt": optax.sgd(1.0) if server_opt is None else server_opt,
+        "local_steps": STEPS,
+        "inner_lr": INNER_LR,
+        "public_states": PUBLIC_STATES,
+    }
+    return factory(problem, **{key: value for key, value in usual.items() if key in taken} | settings)
 
 
 def federation(algorithm, n=6, m=6, **options):

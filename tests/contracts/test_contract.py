@@ -36,6 +36,7 @@ def test_state_keeps_its_form_and_stays_finite(name):
     assert int(after.round) == 1
     assert metrics["health/dropped_clients"] == 0
     sent = 3 * {"scaffold": 2, "meta_sgd": 2, "independent": 0}.get(name, 1)  # entries; two vectors, or none
+    sent += name == "fedasync"  # its share
     said = {"fedhpd": 10 * 4, "dpa_fedrl": 1}  # of half the public states in each exchange; of one state
     sent = said.get(name, sent)
     assert metrics["comm/up_bytes"] == 3 * sent * 8  # M clients, float64
@@ -122,7 +123,9 @@ def test_nobody_left_and_the_server_stays(name):
 
     simulation = federation(algorithm._replace(client_update=silent))
     state = simulation.init(jax.random.key(0))
-    assert_same(simulation.round(state)[0].server, state.server)
+    assert_same(simulation.round(state)[0].server, algorithm.idle(state.server))
+    if name != "lapg":  # whose server goes on with what it has
+        assert_same(algorithm.idle(state.server), state.server)
 
 
 @every
@@ -135,7 +138,8 @@ def test_a_zero_message_leaves_the_model_where_the_optimiser_says(name):
     task = trees.take(sample_tasks(jax.random.key(2), 1), 0)
     message = jax.eval_shape(algorithm.client_update, server.shared, client, task, jax.random.key(3))[0].message
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message)
-    assert_same(algorithm.server_update(server, Aggregate(zero, jnp.ones(())), jax.random.key(1)), server)
+    after = algorithm.server_update(server, Aggregate(zero, jnp.ones(())), jax.random.key(1))
+    assert_same(after.shared, server.shared)
 
 
 @every
@@ -184,7 +188,7 @@ def test_the_configuration_knows_how_many_batches_a_client_samples(name):
         algorithm.client_update(
             server.shared, client, trees.take(sample_tasks(jax.random.key(2), 1), 0), jax.random.key(3)
         )
-    assert len(sampled) == CONFIGS[name](local_steps=STEPS).batches
+    assert len(sampled) == CONFIGS[name](local_steps=1 if name == "lapg" else STEPS).batches
 
 
 @every

@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import stats
 
-from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, federation, make, sample_tasks
+from contracts.quadratic import LOCAL_LR, federation, make, sample_tasks
 from contracts.test_contract import assert_same
 from fedjax_rl import trees
 from fedjax_rl.algorithms.parts import with_stragglers
@@ -56,10 +56,7 @@ def test_clients_drop_out_as_often_as_asked_and_lose_nothing_of_their_own():
 
 def late(name, share, **settings):
     def make_with(client_opt):
-        if name != "independent":
-            settings["server_opt"] = optax.sgd(1.0)
-        arguments = {"local_steps": STEPS, "inner_lr": INNER_LR, **settings}
-        return registry.find("algorithm", name)(PROBLEM, client_opt=client_opt, **arguments)
+        return make(name, client_opt=client_opt, **{"local_steps": STEPS, **settings})
 
     if share is None:
         return make_with(optax.sgd(LOCAL_LR))

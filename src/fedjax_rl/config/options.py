@@ -4,13 +4,14 @@ Imports neither jax nor mujoco, so that a mistake is answered at once. A configu
 the class `Config` holds what all algorithms share, a subclass adds what one of them needs. A new option is one line.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fedjax_rl.config import kinds
+from fedjax_rl.config import kinds, schedules
 from fedjax_rl.config.rules import ConfigError, checked, name, number, plain, registered
 
-SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "sgd")
+SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "rmsprop", "sgd")
 BIG = 1_000_000_000
 # What decides where or how often something is computed or kept, but no number of the result.
 EXECUTION = frozenset(
@@ -19,7 +20,9 @@ EXECUTION = frozenset(
 # Values that runs of earlier versions lack; what they did then is the default.
 LATER = frozenset(
     "selection max_change_norm policy kinds init std advantages reduction aggregator critic value_coef entropy_coef "
-    "keep_every nan_dump dropout stragglers server_half_life final_clients".split()
+    "keep_every nan_dump dropout stragglers server_half_life final_clients schedule in_flight buffer restart harmonic "
+    "staleness staleness_power hinge_after fair wait_for speed speed_ratio delay_noise up_bandwidth down_bandwidth "
+    "link_time max_time".split()
 )
 
 
@@ -43,6 +46,8 @@ class Config:
     algorithm: ClassVar[str] = ""
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
     refuses_stragglers: ClassVar[str] = ""  # why no client may take fewer local steps; "" where it may
+    refuses_async: ClassVar[str] = ""  # why its clients must wait for each other; "" where they need not
+    beyond_presets: ClassVar[tuple[str, ...]] = ()  # options whose default is the algorithm's, whatever the preset
     learns_rates: ClassVar[bool] = False  # are the rates of adaptation learned, so that none can be given?
     keeps_models: ClassVar[bool] = False  # has every client a model of its own, so that these may be unlike?
     steps_are_adaptation: ClassVar[bool] = False  # are the local steps those of the adaptation, with its rate?
@@ -62,9 +67,10 @@ class Config:
     aggregator: str = registered("aggregator", "mean")  # how messages become one, or your own as module:name
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
-    clients_per_round: int = number(40, 1, BIG)  # clients selected in each round
-    # how clients are selected: uniform, stratified (one client of each id modulo clients_per_round), or by_kind
-    # (stratified, in the order of the kinds: for `kinds`)
+    # clients selected in each round; asynchronous: arrivals computed together at most (0: chosen from the speeds)
+    clients_per_round: int = number(40, 0, BIG)
+    # how clients of a synchronous round are selected: uniform, stratified (one client of each id modulo
+    # clients_per_round), or by_kind (stratified, in the order of the kinds: for `kinds`)
     selection: str = name("uniform", "uniform", "stratified", "by_kind")
     rounds: int = number(500, 1, BIG)  # communication rounds in all
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
@@ -95,11 +101,38 @@ class Config:
     nan_dump: int = number(0, 0, 1000)  # clients whose numbers ceased to be finite to write down for `replay`, at most
     dropout: float = number(0.0, 0, 1)  # probability that a selected client drops out of the round
     stragglers: float = number(0.0, 0, 1)  # probability that a selected client takes fewer local steps, weighing less
+    schedule: str = name("sync", "sync", "async")  # sync: a round waits for its clients; async: each at its own time
+    in_flight: int = number(0, 0, BIG)  # asynchronous: clients at work at a time (0: all)
+    buffer: int = number(0, 0, BIG)  # asynchronous: arrivals for an update of the server (0: clients_per_round)
+    # asynchronous, who has arrived: begins anew at once (now) or at the next update; abort: as now, but an update ends
+    # everybody's work, and all begin anew
+    restart: str = name("now", "now", "update", "abort")
+    # asynchronous, with abort: an update is due when the harmonic mean of the clients' arrivals is so many of N
+    # (Malenia's M; the buffer is then the most there can be; 0: a full buffer)
+    harmonic: int = number(0, 0, BIG)
+    # asynchronous: what a message is multiplied by, from its age in updates: constant, polynomial or hinge
+    staleness: str = name("constant", "constant", "polynomial", "hinge")
+    staleness_power: float = number(0.5, 0, 1000)  # a of (1 + age)^-a, or of the hinge 1 / (a (age - b) + 1)
+    hinge_after: float = number(6.0, 0, BIG)  # b, age from which the hinge falls [updates]
+    fair: bool = plain(False)  # asynchronous: multiply messages so that fast clients count no more than slow ones
+    wait_for: int = number(0, 0, BIG)  # synchronous: clients after whose arrival a round ends (0: all selected)
+    # how long a job takes each client [units of virtual time]: equal, linear, uniform, lognormal, sqrt, one_slow or
+    # alternate (by even and odd numbers)
+    speed: str = name("equal", *schedules.SPEED_NAMES)
+    speed_ratio: float = number(4.0, 1, 1000)  # of the slowest client's time to the fastest one's
+    # noise of each job's time, of mean 1 (lognormal: of median 1)
+    delay_noise: str = name("none", *schedules.NOISE_NAMES)
+    up_bandwidth: float = number(0.0, 0, 1e30)  # of each client's link up [bytes a unit of virtual time] (0: no limit)
+    down_bandwidth: float = number(0.0, 0, 1e30)  # of each client's link down [bytes a unit of time] (0: no limit)
+    link_time: float = number(0.0, 0, 1000)  # of each message besides [times the time of the client's job]
+    max_time: float = number(0.0, 0, BIG)  # virtual time after which a run ends, if its rounds do not before (0: none)
 
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
-        for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
+        schedules.refuse(self)
+        lanes = ("clients_per_round",) if self.schedule == "sync" else ()
+        for small in (*lanes, "eval_clients", "final_clients", "client_batch"):
             if getattr(self, small) > self.num_clients:
                 raise ConfigError(
                     f"{small} = {getattr(self, small)}: must be at most num_clients = {self.num_clients}; "
@@ -122,6 +155,15 @@ class Config:
             raise ConfigError(f"critic = {self.critic!r}: not with kinds; take linear or none")
         if self.clients_per_round < self.num_clients and self.selection != "by_kind":
             raise ConfigError(f"selection = {self.selection!r}: with kinds and few clients a round, take by_kind")
+
+    @property
+    def has_clock(self) -> bool:
+        """Is virtual time kept?"""
+        return schedules.has_clock(self)
+
+    def is_over(self, row: Mapping[str, Any]) -> bool:
+        """Is a round, by its line of metrics, the last: of the rounds, or the first at max_time?"""
+        return row["round"] >= self.rounds or bool(self.max_time and (row.get("clock/time") or 0) >= self.max_time)
 
     @property
     def batches(self) -> int:

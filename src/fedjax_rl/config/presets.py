@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_rl.config import schedules
 from fedjax_rl.config.algorithms import config_class
 from fedjax_rl.config.rules import nearest
 from fedjax_rl.host.exits import ConfigError
@@ -88,11 +89,39 @@ _FEDHPD_LUNARLANDER = {
     "1x256-256:tanh:0.0003, 1x512:relu:0.0004, 1x64-128-64:tanh:0.0005, 1x32-32:relu:0.001, 1x512-512:tanh:0.0002, "
     "1x1024:relu:0.0001",
 }
+# One gradient a client, of which the server makes a step: `fedavg` is then a policy gradient method.
+_GRADIENT = {**_LAPTOP, "local_steps": 1, "local_lr": 1.0, "max_change_norm": 0.0, "gae_lambda": 0.95}
+_FEDPG = {**_GRADIENT, "server": "sgd", "server_lr": 0.1}
+# Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", ICML 2016, but for whole episodes.
+_A3C = {
+    **_GRADIENT,
+    "schedule": "async",
+    "buffer": 1,
+    "clients_per_round": 0,
+    "server": "rmsprop",
+    "server_lr": 0.01,
+    "critic": "federated",
+    "entropy_coef": 0.01,
+}
+# Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022: buffers of ten.
+_FEDBUFF = {
+    **_LAPTOP,
+    "schedule": "async",
+    "in_flight": 40,
+    "buffer": 10,
+    "clients_per_round": 10,
+    "staleness": "polynomial",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
     "efficient": _EFFICIENT,
     "paper": _PAPER,
     "tiny": _TINY,
+    "fedpg": _FEDPG,
+    "a3c": _A3C,
+    "fedbuff": _FEDBUFF,
+    # the rates of AFedPG's proof (Lan et al., ICLR 2025)
+    "afedpg-theory": {**_LAPTOP, "momentum": 0.001, "momentum_power": 0.8, "step_length": 0.5, "length_power": 1.0},
     "fedhpd-cartpole": _FEDHPD_CARTPOLE,
     "fedhpd-lunarlander": _FEDHPD_LUNARLANDER,
 }
@@ -103,10 +132,13 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
     """The preset's values that concern the algorithm; some of them depend on the environment."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
-    legal = config_class(algorithm).__dataclass_fields__
+    legal = config_class(algorithm).__dataclass_fields__.keys() - {*config_class(algorithm).beyond_presets}
     values = {key: value for key, value in PRESETS[name].items() if key in legal}
     if not config_class(algorithm).keeps_models:
         values.pop("kinds", None)
+    if config_class(algorithm).refuses_async:
+        values = {key: value for key, value in values.items() if key not in ("schedule", *schedules.ASYNC)}
+        values["clients_per_round"] = values["clients_per_round"] or _LAPTOP["clients_per_round"]
     if name != "paper" and "env" not in values and env is not None and env.startswith("ant/"):
         values |= _ANT
     if config_class(

@@ -11,7 +11,7 @@ from fedjax_rl.federation import clock as clocks
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.clock import Clock, Lanes, Schedule
 from fedjax_rl.federation.exchange import Exchange
-from fedjax_rl.federation.metrics import Work, of_round
+from fedjax_rl.federation.metrics import ARRIVALS, Work, of_round
 from fedjax_rl.federation.simulate import (
     AGGREGATE,
     DELAY,
@@ -28,6 +28,7 @@ from fedjax_rl.federation.simulate import (
 )
 from fedjax_rl.federation.staleness import CONSTANT, Discount
 from fedjax_rl.federation.times import EQUAL, TICKS, Duration, Pace, durations
+from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.types import Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
 
 
@@ -69,9 +70,14 @@ def make_async_simulation(
 
     Returns:
       The federation. Nothing has been computed yet.
+
+    Raises:
+      ConfigError: clients keep something, and the restart is not "update".
     """
     uplink = optax.identity() if uplink is None else uplink
     exchange = Exchange(algorithm, aggregator, uplink, num_clients)
+    if schedule.restart != "update":
+        _refuse_memory(algorithm)
 
     def times(key: Key, server: Server, message: Tree) -> tuple[Duration, Array]:
         """(How long a job takes, how long an update does)."""
@@ -167,6 +173,17 @@ def make_async_simulation(
     return Simulation(init, round, cohort, exchange.work)
 
 
+def _refuse_memory(algorithm: Algorithm) -> None:
+    """A ConfigError where clients keep something that their next job would need before this one is computed."""
+    shared = jax.eval_shape(algorithm.init, jax.random.key(0)).shared
+    kept = jax.eval_shape(algorithm.init_client, shared, jax.random.key(0), 0)
+    if jax.tree.leaves(kept):
+        raise ConfigError(
+            "restart: clients of this algorithm keep something between their jobs, and could arrive twice in a buffer; "
+            "take restart = 'update'"
+        )
+
+
 def per_job(key: Key, name: int, lanes: Lanes) -> Key:
     """One key [L] for each job: of its purpose, its number and its client."""
     return jax.vmap(lambda job, client: jax.random.fold_in(stream(key, name, job), client))(lanes.job, lanes.client)
@@ -190,7 +207,7 @@ def _times(schedule: Schedule, clock: Clock, lanes: Lanes, ages: Array) -> Metri
     return {
         "clock/time": clock.time.as_units(),
         "clock/updates": clock.updates,
-        "clock/arrivals": clock.arrivals,
+        ARRIVALS: clock.arrivals,
         "clock/staleness_mean": ages.sum() / lanes.valid.sum(),
         "clock/staleness_max": ages.max(),
         "clock/lanes": lanes.valid.mean(),

@@ -262,7 +262,10 @@ def _rebased(clock: Clock, elapsed: Array) -> Clock:
 
 
 def good_updates(schedule: Schedule, speed: np.ndarray) -> int:
-    """F for K = 1: three quarters of sum_i t_min / t_i, the arrivals before one comes back (without noise)."""
+    """F: three quarters of sum_i t_min / t_i, the arrivals before one comes back (without noise), in whole buffers."""
+    if schedule.restart != "now":
+        return 1
     rest = wait_of_idle(speed, schedule.in_flight) if schedule.next == "idle" else 0.0
     working = speed if schedule.next == "idle" else speed[: schedule.in_flight]
-    return max(1, round(0.75 * float(np.min(working) * np.sum(1.0 / (working + rest)))))
+    arrivals = 0.75 * float(np.min(working) * np.sum(1.0 / (working + rest)))
+    return max(1, round(arrivals / schedule.buffer))

@@ -10,6 +10,8 @@ from fedjax_rl.types import HEALTH, NONFINITE_ENVS, STRAGGLERS, Array, Metrics, 
 WHO = "who/"  # of metrics [M] that are not numbers of a round but its clients: their ids, and true or false of each
 SUSPECT = "health/suspect"  # the first client that is not finite, or one of whose environments was not; -1 for none
 
+ARRIVALS = "clock/arrivals"  # of all clients since the beginning, where each has its own time
+
 
 class Work(NamedTuple):
     """What became of the work of M clients.

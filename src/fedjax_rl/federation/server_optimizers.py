@@ -84,11 +84,21 @@ def avgm(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=0.9)
 
 
+def rmsprop(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """v <- 0.99 v + 0.01 g^2, update = g / sqrt(v + 0.1).
+
+    Source: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", ICML 2016, Eq. S2 and S3, shared among
+    the workers; 0.99 and 0.1 are the constants of its public re-implementations.
+    """
+    return optax.rmsprop(learning_rate, decay=0.99, eps=0.1, eps_in_sqrt=True)
+
+
 SERVER_OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]] = {
     "adam": optax.adam,  # b1 .9, b2 .999, eps 1e-8 are its defaults and the paper's constants
     "reddi": reddi,
     "as_printed": as_printed,
     "yogi": yogi,
     "avgm": avgm,
+    "rmsprop": rmsprop,
     "sgd": optax.sgd,  # Fed-SGD; at rate 1 the server takes the clients' mean model, which is FedAvg
 }

@@ -25,7 +25,8 @@ OWN: dict[str, dict[str, str]] = {
     "algorithm": {
         name: f"fedjax_rl.algorithms.{name}:{name}"
         for name in (
-            "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl"
+            "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl "
+            "afedpg nigt fedasync lapg"
         ).split()
     },
     "environment": {

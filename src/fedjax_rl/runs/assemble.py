@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,14 @@ from jax.sharding import Mesh
 from fedjax_rl.algorithms.parts import keep_on_client, with_stragglers
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.envs import Env, make_env, platform
-from fedjax_rl.federation import placement
+from fedjax_rl.federation import clock, placement
+from fedjax_rl.federation.asynchronous import make_async_simulation
+from fedjax_rl.federation.clock import Schedule
 from fedjax_rl.federation.selection import SELECTIONS
 from fedjax_rl.federation.server_optimizers import SERVER_OPTIMIZERS
 from fedjax_rl.federation.simulate import Simulation, State, make_simulation
+from fedjax_rl.federation.staleness import Discount
+from fedjax_rl.federation.times import LONGEST, Pace
 from fedjax_rl.host import registry
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.critics import NAME as CRITIC
@@ -25,6 +29,8 @@ from fedjax_rl.runs import public_states
 from fedjax_rl.runs.models import at_once, clients_problem, make_client_opt
 from fedjax_rl.trees import all_finite, select
 from fedjax_rl.types import Algorithm, Array, Metrics, Problem
+
+PACE = ("speed", "speed_ratio", "delay_noise", "up_bandwidth", "down_bandwidth", "link_time")  # the fields of Pace
 
 
 class Assembled(NamedTuple):
@@ -37,10 +43,18 @@ class Assembled(NamedTuple):
     simulation: Simulation
 
     @property
+    def env_steps_per_client(self) -> int:
+        """Environment steps of one client's work: batches x episodes x horizon."""
+        return self.config.batches * self.config.episodes * self.env.spec.horizon
+
+    @property
     def env_steps_per_round(self) -> int:
-        """Environment steps of one round: selected clients x batches x episodes x horizon."""
-        c = self.config
-        return c.clients_per_round * c.batches * c.episodes * self.env.spec.horizon
+        """Environment steps of one round: selected clients (or arrivals, at most) times those of one."""
+        return self.config.clients_per_round * self.env_steps_per_client
+
+    def env_steps(self, number: int, arrivals: int | None) -> int:
+        """Environment steps so far: of so many rounds, or arrivals, where each client has its own time."""
+        return number * self.env_steps_per_round if arrivals is None else arrivals * self.env_steps_per_client
 
 
 def make_run(config: Config, values: Mapping[str, Array | float] | None = None, env: Env | None = None) -> Assembled:
@@ -58,19 +72,79 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
             raise ConfigError(str(error)) from error
         platform()  # refused in one line, where the environment has not asked for a device
     of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
+    config = with_lanes(config)
     problem = clients_problem(config, of, env)
     algorithm = _make_algorithm(config, of, env, problem)
-    simulation = make_simulation(
+    return Assembled(config, env, problem, algorithm, _make_simulation(config, of, env, algorithm))
+
+
+def _make_simulation(config: Config, of: Mapping[str, Any], env: Env, algorithm: Algorithm) -> Simulation:
+    """The federation of a configuration, on its schedule."""
+    pace = Pace(*[of[name] for name in PACE])
+    common: dict[str, Any] = {
+        "num_clients": config.num_clients,
+        "sample_tasks": env.sample_tasks,
+        "aggregator": registry.find("aggregator", config.aggregator)(),
+        "uplink": _make_uplink(of.get("max_change_norm", 0.0)),
+        "dropout": of["dropout"],
+    }
+    if config.schedule == "async":
+        discount = Discount(config.staleness, of["staleness_power"], of["hinge_after"], config.fair)
+        schedule = schedule_of(config)
+        return make_async_simulation(algorithm, schedule=schedule, pace=pace, discount=discount, **common)
+    return make_simulation(
         algorithm,
-        num_clients=config.num_clients,
         clients_per_round=config.clients_per_round,
-        sample_tasks=env.sample_tasks,
-        aggregator=registry.find("aggregator", config.aggregator)(),
         select=SELECTIONS[config.selection],
-        uplink=_make_uplink(of.get("max_change_norm", 0.0)),
-        dropout=of["dropout"],
+        pace=pace if config.has_clock else None,
+        wait_for=config.wait_for % config.clients_per_round,
+        **common,
     )
-    return Assembled(config, env, problem, algorithm, simulation)
+
+
+def schedule_of(config: Config) -> Schedule:
+    """Who starts when, of an asynchronous configuration with lanes."""
+    in_flight = config.in_flight or config.num_clients
+    buffer = config.buffer or config.clients_per_round
+    return Schedule(
+        num_clients=config.num_clients,
+        in_flight=in_flight,
+        buffer=buffer,
+        updates=config.clients_per_round // buffer,
+        restart=config.restart,
+        next="idle" if in_flight < config.num_clients else "same",  # where all work, whoever leaves is alone idle
+        due="harmonic" if config.harmonic else "count",
+        target=config.harmonic,
+    )
+
+
+def with_lanes(config: Config) -> Config:
+    """The configuration with the number of arrivals computed together, where it leaves the choice.
+
+    It decides no number but the speed, so that it may follow from other draws of the speeds than the run's.
+
+    Raises:
+      ConfigError: a job would take more time than the clock can count.
+    """
+    if config.schedule == "sync" and not config.has_clock:
+        return config
+    with jax.ensure_compile_time_eval():  # where it is asked for within a program too
+        pace = Pace(*[getattr(config, name) for name in PACE])
+        speeds = np.asarray(pace.speeds(root_key(0), config.num_clients), float)
+    longest = (1 + config.link_time) * speeds.max() * (1 if config.schedule == "sync" else 1 + config.buffer)
+    if longest > LONGEST:
+        raise ConfigError(
+            f"speed = {config.speed!r}: an update may wait {longest:,.0f} units of time, and the clock counts "
+            f"{LONGEST:,} at most; lower speed_ratio or link_time"
+        )
+    if config.rounds * longest > 2**31:
+        full = int(2**31 / longest)
+        raise ConfigError(f"rounds = {config.rounds}: the clock is full after about {full:,} rounds; ask for fewer")
+    if config.schedule == "sync" or config.clients_per_round:
+        return config
+    buffer = config.buffer or 1
+    one = schedule_of(replace(config, clients_per_round=buffer, buffer=buffer))
+    return replace(config, clients_per_round=buffer * clock.good_updates(one, speeds))
 
 
 def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: Problem) -> Algorithm:
@@ -140,11 +214,11 @@ class Group(NamedTuple):
 def static_fields(config: Config) -> tuple:
     """What two configurations must have in common to share a program: all but the seed and the floats.
 
-    A rate that falls and one that stays are two programs: only the first keeps a count.
+    A rate that falls and one that stays are two programs: only the first keeps a count. So are runs with a clock.
     """
     named = [(item.name, getattr(config, item.name)) for item in fields(config) if item.name != "seed"]
     falls = getattr(config, "server_half_life", 0.0) > 0
-    return (config.algorithm, falls, *[pair for pair in named if not isinstance(pair[1], float)])
+    return (config.algorithm, falls, config.has_clock, *[pair for pair in named if not isinstance(pair[1], float)])
 
 
 def make_group(configs: Sequence[Config]) -> Group:

@@ -84,7 +84,8 @@ def train(
         reporter.say(f"evaluating {count} clients and {config.new_clients} new ones")
         for i, one in enumerate(members):
             state = state_of(states, i)
-            env_steps = int(state.round) * group.run.env_steps_per_round
+            arrivals = int(state.clock.arrivals) if one.config.schedule == "async" else None
+            env_steps = group.run.env_steps(int(state.round), arrivals)
             summaries = scoring.final(one.evaluation, state, one.recorder) if alive[i] else None
             results.append(None if summaries is None else Result(state, env_steps, summaries))
             one.recorder.finish(summaries or {})
@@ -99,12 +100,14 @@ def state_of(states: simulate.State, i: int | np.integer) -> simulate.State:
 def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate.State, np.ndarray]:
     config = group.run.config
     number, asked = int(states.round[0]), False
+    lasts = [records.read(one.directory / rundir.METRICS).rows[-1:] for one in members]
+    over = all(rows and one.config.is_over(rows[0]) for rows, one in zip(lasts, members, strict=True))
     alive = np.ones(len(members), bool)
     unsaved = not all(number in checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members)
     compile_s, silent = program.compile_s, np.zeros(len(members), bool)
     reporter.start(number, config.rounds)
     try:
-        while number < config.rounds and not asked and not _agreed(caught):
+        while number < config.rounds and not asked and not over and not _agreed(caught):
             began, before, earlier = time.perf_counter(), np.asarray(alive), states
             states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
             number, unsaved = number + 1, True
@@ -113,7 +116,8 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
             _dump(group, earlier, rows, before, members, reporter)
             asked = _record(rows, participants, before, np.asarray(alive), members, reporter)
             silent |= _say_silence(rows, before & ~silent, members, reporter)
-            is_last, scores = number == config.rounds, {}
+            over = all(members[i].config.is_over(rows[i]) for i in np.flatnonzero(alive))
+            is_last, scores = number == config.rounds or over, {}
             if config.eval_every and number % config.eval_every == 0 and not is_last:
                 for i in np.flatnonzero(alive):
                     one = members[i]
@@ -163,15 +167,21 @@ def compile_round(group: Group) -> Program:
 
 def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> tuple[list[dict], list[dict]]:
     """A line of metrics for each member, whose time is the whole group's, and the clients that took part in it."""
-    speed = group.run.env_steps_per_round / seconds
-    times = {"sys/env_steps_per_s": speed, "sys/round_s": seconds, "sys/compile_s": compile_s}
+    steps = group.run.env_steps_per_round
+    times = {"sys/round_s": seconds, "sys/compile_s": compile_s}
     who = {key.removeprefix(metrics.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
     columns = sorted((key, statistics.short(column)) for key, column in measured.items())
     every = range(len(group.configs))
-    rows = [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in every]
     ids = who.pop("selected")
+    shares = (ids >= 0).mean(axis=-1)  # the rows of nobody are no steps
+    rows = [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in every]
+    rows = [row | {"sys/env_steps_per_s": steps * share / seconds} for row, share in zip(rows, shares, strict=True)]
     return rows, [
-        {"selected": ids[i].tolist(), **{name: ids[i][flags[i]].tolist() for name, flags in who.items()}} for i in every
+        {
+            "selected": ids[i][ids[i] >= 0].tolist(),
+            **{name: ids[i][flags[i]].tolist() for name, flags in who.items()},
+        }
+        for i in every
     ]
 
 
@@ -221,14 +231,15 @@ def _say_silence(rows, who, members, reporter) -> np.ndarray:
         row = rows[i]
         reporter.warn(
             f"{members[i].directory}: nobody was heard in round {row['round']} "
-            f"({row['health/nonfinite_clients']} of {members[i].config.clients_per_round} clients were not finite): "
+            f"({row['health/nonfinite_clients']} clients were not finite): "
             "the server stays as it is; this is said once"
         )
     return silent
 
 
 def _nobody_heard(row: dict[str, Any], config: Config) -> bool:
-    return row.get("health/dropped_clients") == config.clients_per_round
+    """Did nobody's work count, of all who worked?"""
+    return row.get("health/dropped_clients") == round(row.get("clock/lanes", 1.0) * config.clients_per_round)
 
 
 def silence(directory: Path, config: Config) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fedjax_rl.config import Config
+from fedjax_rl.federation.metrics import ARRIVALS
 from fedjax_rl.runs import records, rundir
 
 
@@ -86,17 +87,23 @@ class Recorder:
     Args:
       directory: the run's.
       config: its values.
-      env_steps_per_round: environment steps of a round.
+      env_steps: (rounds, arrivals or None) -> environment steps so far.
       hooks: who looks on.
       warn: says a line that nobody may miss.
     """
 
     def __init__(
-        self, directory: Path, config: Config, env_steps_per_round: int, hooks: Hooks, warn: Callable[[str], None]
+        self,
+        directory: Path,
+        config: Config,
+        env_steps: Callable[[int, int | None], int],
+        hooks: Hooks,
+        warn: Callable[[str], None],
     ) -> None:
         self.directory, self.warn, self.callbacks = directory, warn, hooks.callbacks
-        self._env_steps_per_round = env_steps_per_round
+        self._env_steps = env_steps
         rows = records.read(directory / rundir.METRICS).rows
+        self._arrivals = rows[-1].get(ARRIVALS) if rows else None
         self._began = time.perf_counter() - (rows[-1].get("time") or 0.0 if rows else 0.0)
         self._loggers = [] if rundir.is_reader() else [new() if callable(new) else new for new in hooks.loggers]
         self._tell("start", {"algorithm": config.algorithm, **vars(config)}, directory)
@@ -104,7 +111,8 @@ class Recorder:
     def round(self, row: Mapping[str, Any], participants: Mapping[str, Any]) -> bool:
         """Record a round; does a callback ask for the end?"""
         number = row["round"]
-        steps = number * self._env_steps_per_round
+        self._arrivals = row.get(ARRIVALS)
+        steps = self._env_steps(number, self._arrivals)
         row = {**row, "env_steps": steps, "time": time.perf_counter() - self._began}
         rundir.append(self.directory / rundir.METRICS, row)
         rundir.append(self.directory / rundir.PARTICIPANTS, {"round": number, **participants})
@@ -115,7 +123,7 @@ class Recorder:
         """Record an evaluation; does a callback ask for the end? `returns` of one between rounds."""
         rundir.append(self.directory / rundir.EVAL, record, sync=True)
         means = {key: value["mean"] for key, value in record.items() if isinstance(value, Mapping)}
-        self._tell("log", means, record["round"], record["round"] * self._env_steps_per_round)
+        self._tell("log", means, record["round"], self._env_steps(record["round"], self._arrivals))
         asked = [callback.after_evaluation(self.directory, returns) for callback in self.callbacks if returns]
         return any(asked)
 

@@ -17,7 +17,15 @@ from fedjax_rl.host import signals
 from fedjax_rl.host.exits import NoCheckpoint
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.runs import checkpoint, loop, mending, records, rundir, scoring
-from fedjax_rl.runs.assemble import Group, abstract_state, initial_states, make_group, make_run, static_fields
+from fedjax_rl.runs.assemble import (
+    Group,
+    abstract_state,
+    initial_states,
+    make_group,
+    make_run,
+    static_fields,
+    with_lanes,
+)
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
 
@@ -52,13 +60,13 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks
 
 
 def with_engine(path: Path, config: Config) -> Config:
-    """The configuration with its physics engine by name; a run that was begun keeps its own.
+    """The configuration with its physics engine by name, and its lanes; a run that was begun keeps its engine.
 
     Raises:
       ConfigError: this machine does not have the engine that the run was begun on.
     """
     if not (path / rundir.CONFIG).exists():
-        return replace(config, backend=engine(config.env, config.backend))
+        return with_lanes(replace(config, backend=engine(config.env, config.backend)))
     if config.backend == "auto":
         config = replace(config, backend=rundir.open_run(path).backend)
     try:
@@ -66,7 +74,7 @@ def with_engine(path: Path, config: Config) -> Config:
     except ConfigError as error:
         remedy = "go on where there is, or train anew with another --out"
         raise ConfigError(f"{path} was begun on {config.backend} physics; {error}; {remedy}") from None
-    return config
+    return with_lanes(config)
 
 
 def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dict[Path, Config]:
@@ -116,10 +124,12 @@ def is_settled(path: Path, config: Config) -> bool:
     """
     if (path / rundir.DIVERGED).exists():
         return True
-    if max(checkpoint.steps(path / rundir.CHECKPOINTS), default=config.rounds) < config.rounds:
+    rows = records.read(path / rundir.METRICS)
+    last = next((row["round"] for row in rows.rows if config.is_over(row)), config.rounds)
+    if max(checkpoint.steps(path / rundir.CHECKPOINTS), default=last) < last:
         return False
-    is_sound = not any(records.read(path / name).faults for name in (rundir.METRICS, rundir.EVAL))
-    return is_sound and any(row["round"] >= config.rounds for row in scoring.finals(path))
+    is_sound = not rows.faults and not records.read(path / rundir.EVAL).faults
+    return is_sound and any(row["round"] >= last for row in scoring.finals(path))
 
 
 def together(members: Mapping[Path, Config]) -> list[list[Path]]:
@@ -157,9 +167,9 @@ def run_group(
             locks.close()
             parts = [(configs[:half], directories[:half]), (configs[half:], directories[half:])]
             return [result for part in parts for result in run_group(*part, reporter, hooks)]
-        per_round = group.run.env_steps_per_round
+        steps = group.run.env_steps
         named = zip(directories, configs, strict=True)
-        recorders = [Recorder(directory, config, per_round, hooks, reporter.warn) for directory, config in named]
+        recorders = [Recorder(directory, config, steps, hooks, reporter.warn) for directory, config in named]
         return loop.train(group, program, initial_states(group) if states is None else states, recorders, reporter)
 
 
