@@ -31,7 +31,7 @@ def call(capsys, *argv):
         ("trian", "unknown command 'trian' (did you mean train?)"),
         ("train fmlr", "unknown algorithm 'fmlr' (did you mean fmrl?)"),
         ("train --sever-lr 1", "unknown option --sever-lr (did you mean --server-lr?)"),
-        ("train --mu 1", "unknown option --mu (it is an option of fedprox)"),
+        ("train --mu 1", "unknown option --mu (it is an option of fedprox, fedasync)"),
         ("train --env half_chetah/direction", "(did you mean half_cheetah/direction?)"),
         ("train --preset lapto", "(did you mean laptop?)"),
         ("train --rounds abc", "--rounds: 'abc' is not an integer"),
@@ -108,6 +108,7 @@ def test_list_as_json(capsys):
     code, out, _ = call(capsys, "list", "--json")
     assert code == 0
     names = "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl"
+    names += " afedpg nigt fedasync lapg"
     assert set(json.loads(out)["algorithms"]) == set(names.split())
 
 

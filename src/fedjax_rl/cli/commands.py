@@ -15,8 +15,9 @@ from fedjax_rl.host import output, signals
 from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCheckpoint
 from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
+from fedjax_rl.reports.finished import spent
 from fedjax_rl.reports.tables import report
-from fedjax_rl.runs import checkpoint, loop, rundir, runner, scoring, trackers, visited
+from fedjax_rl.runs import checkpoint, loop, records, rundir, runner, scoring, trackers, visited
 from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
@@ -181,14 +182,16 @@ def _how_heard(runs: Mapping[Path, Config]) -> int:
 def _print_result(result: loop.Result, directory: Path, minutes: float, as_json: bool) -> None:
     rounds = int(result.state.round)
     kept = f"it is in {directory / rundir.EVAL}: fedjax-rl report {directory}"
+    clock = spent(records.read(directory / rundir.METRICS).rows)
     if as_json:
-        record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes}
+        record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes, **clock}
         output.result(json.dumps({**record, **result.summaries}), kept)
         return
     labels = {"eval": "all clients", "eval_new": "new clients"}
     table = statistics.table({labels[name]: summary for name, summary in result.summaries.items()})
     about = f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes"
-    output.result(f"{table}\n{output.printable(about)}", kept)
+    times = "".join(f"\n{name.replace('_', ' '):<14}{value:>12,.1f}" for name, value in clock.items())
+    output.result(f"{table}{times}\n{output.printable(about)}", kept)
 
 
 def _warn(line: str) -> None:

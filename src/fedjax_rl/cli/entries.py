@@ -125,7 +125,7 @@ def _report(argv: Sequence[str]) -> int:
     options = known.parse_command(known.ReportOptions, argv, "report")
     from fedjax_rl.reports.tables import report
 
-    report(options.runs, "json" if options.json else options.format, options.figure)
+    report(options.runs, "json" if options.json else options.format, options.figure, options.x)
     return exits.DONE
 
 

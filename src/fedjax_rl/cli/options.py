@@ -140,12 +140,14 @@ class ReportOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories, or directories with runs anywhere below
     format: str = "md"  # md, csv or latex (booktabs)
     figure: Path | None = None  # also draw learning curves and final returns into this .png, .pdf or .svg
+    x: str = "env_steps"  # the curves' axis: env_steps, rounds, virtual_time, uploads or bytes
     json: bool = False  # print JSON instead of a table
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise ConfigError("report needs at least one run directory, or a directory that holds some")
         _one_of("format", self.format, ("md", "csv", "latex"))
+        _one_of("x", self.x, ("env_steps", "rounds", "virtual_time", "uploads", "bytes"))
         if self.figure and self.figure.suffix not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--figure {self.figure}: the name must end in .png, .pdf or .svg")
 
@@ -171,10 +173,7 @@ BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Measure this machine: physics, update, round, run, memory, scaling, compile, peers, envs or kinds.
-
-    Rows say versions and device. Nothing else should run meanwhile.
-    """
+    """Measure this machine. Rows say versions and device. Nothing else should run meanwhile."""
 
     what: tyro.conf.Positional[str]  # physics, update, round, run, memory, scaling, compile, peers, envs or kinds
     env: str = "half_cheetah/direction"  # task family on MuJoCo

@@ -1,10 +1,10 @@
 """Half-cheetah: run in a direction, or at a speed (Finn et al., MAML, 2017; Liu, Xu, Wu, Jiang 2024, Section 4.1).
-Or run forwards, each client with a robot of its own (`dynamics`).
+Or run forwards: each client with a robot of its own (`dynamics`), or all with the same (`run`).
 
 With u the clipped control and v the torso's mean velocity over the step (m/s):
     direction d in {1, -1}:   r = d v - 0.05 |u|^2
     velocity g ~ U[0, 2]:     r = -|v - g| - 0.05 |u|^2
-    dynamics:                 r = v - 0.05 |u|^2
+    dynamics, run:            r = v - 0.05 |u|^2
 An episode never ends before its 200 steps of 0.05 s. Standing still earns 0, or -200 on average over the speeds;
 perfect tracking of a speed earns 0.
 """
@@ -86,3 +86,9 @@ def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
     sample = robots.log_uniform(_BODIES, _NU)
     name = "half_cheetah/dynamics"
     return _make(name, dynamics_reward, sample, backend, observation, factors=robots.factors, describe=robots.say)
+
+
+def run(*, backend: str = "auto", observation: str = "maml") -> Env:
+    """Run forwards, the one task of all clients."""
+    words = tasks.say_direction
+    return _make("half_cheetah/run", direction_reward, tasks.forwards, backend, observation, describe=words)

@@ -26,6 +26,23 @@ def directions(key: Key, n: int) -> Array:
     return 1.0 - 2.0 * (jnp.arange(n) % 2).astype(jnp.float32)
 
 
+def forwards(key: Key, n: int) -> Array:
+    """The direction +1 of n clients: one task for all.
+
+    Args:
+      key: not used.
+      n: the number of clients.
+
+    Returns:
+      Tasks [n] float32.
+
+    >>> tasks.forwards(None, 2).tolist()
+    [1.0, 1.0]
+    """
+    del key
+    return jnp.ones(n)
+
+
 def say_direction(task: Array) -> str:
     """Say a direction in words.
 

@@ -35,6 +35,7 @@ OWN: dict[str, dict[str, str]] = {
             for robot in ("half_cheetah", "ant")
             for family in ("direction", "velocity", "dynamics")
         },
+        "half_cheetah/run": "fedjax_rl.envs.half_cheetah:run",
         "navigation": "fedjax_rl.envs.navigation:navigation",
         **{f"probe/{name}": f"fedjax_rl.envs.probes:{name}" for name in ("constant", "target", "delayed", "ending")},
     },

@@ -42,27 +42,76 @@ class Setting(NamedTuple):
         count = min(map(len, returns))
         return np.stack([rows[:count] for rows in returns])
 
-    def env_steps_per_round(self) -> int | None:
-        """Environment steps a round, or None where no run kept its metrics.jsonl.
-
-        Speed times time, because the horizon is the environment's and not in the configuration.
-        """
-        rows = (row for run in self.runs for row in run.rounds)
-        return next((round(row["sys/env_steps_per_s"] * row["sys/round_s"]) for row in rows), None)
-
     def env_steps(self) -> int | None:
-        """Environment steps of one run up to its last evaluation."""
-        steps = self.env_steps_per_round()
-        return steps and steps * self.runs[0].config.rounds
+        """Environment steps of one run up to its last evaluation, the mean over the runs; None where none kept them."""
+        lasts = [positions(run, "env_steps")[-1] for run in self.runs if run.rounds]
+        return round(float(np.mean(lasts))) if lasts else None
 
-    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(environment steps [R], values [S, R]) of a metric by round, or None if a run does not have it."""
+    def clock(self) -> dict[str, float]:
+        """What the runs' clocks show at the end, means over the runs; {} where a run kept no time."""
+        found = [spent(run.rounds) for run in self.runs]
+        return {name: float(np.mean([one[name] for one in found])) for name in SPENT} if all(found) else {}
+
+    def curve(self, name: str, axis: str = "env_steps") -> tuple[np.ndarray, np.ndarray] | None:
+        """(positions [R], values [S, R]) of a metric along an axis of AXES, or None if a run does not have it.
+
+        Where the seeds have different positions, values are interpolated linearly between those that all have reached.
+        """
         numbers = set.intersection(*[{row["round"] for row in run.rounds} for run in self.runs])
         rows = [[row for row in run.rounds if row["round"] in numbers] for run in self.runs]
         if not numbers or not all(row.get(name) is not None for run in rows for row in run):
             return None
-        x = np.array([row["round"] for row in rows[0]]) * self.env_steps_per_round()
-        return x, np.array([[row[name] for row in run] for run in rows], float)
+        x = np.array([positions(run._replace(rounds=some), axis) for run, some in zip(self.runs, rows, strict=True)])
+        values = np.array([[row[name] for row in run] for run in rows], float)
+        if (x == x[0]).all():
+            return x[0], values
+        common = np.linspace(x[:, 0].max(), x[:, -1].min(), x.shape[1])
+        return common, np.array([np.interp(common, *pair) for pair in zip(x, values, strict=True)])
+
+
+SPENT = ("virtual_time", "updates", "staleness", "uploads")
+
+
+def spent(rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What a run's clock shows after its rounds: time, updates, mean staleness of the arrivals, and messages sent."""
+    if not rounds or "clock/time" not in rounds[-1]:
+        return {}
+    last = rounds[-1]
+    arrivals = np.diff([0, *[row.get("clock/arrivals", row["round"]) for row in rounds]])
+    ages = [row.get("clock/staleness_mean", 0.0) for row in rounds]
+    values = (
+        last["clock/time"],
+        last.get("clock/updates", last["round"]),
+        float(np.average(ages, weights=arrivals)),
+        sum(row["comm/uploads"] for row in rounds),
+    )
+    return dict(zip(SPENT, values, strict=True))
+
+
+def positions(run: FinishedRun, axis: str) -> np.ndarray:
+    """Where a run is after each of its rounds [R], along an axis of AXES."""
+    rows = run.rounds
+    if axis == "env_steps":
+        # of earlier versions speed times time, because the horizon is the environment's
+        rate = lambda row: row["round"] * round(row["sys/env_steps_per_s"] * row["sys/round_s"])
+        return np.array([row["env_steps"] if "env_steps" in row else rate(row) for row in rows])
+    if axis == "virtual_time":  # where no time is kept a round takes one unit
+        return np.array([row.get("clock/time", row["round"]) for row in rows], float)
+    if axis == "uploads":
+        some = run.config.clients_per_round
+        return np.cumsum([row.get("comm/uploads", some - (row.get("health/dropped_clients") or 0)) for row in rows])
+    if axis == "bytes":
+        return np.cumsum([row["comm/up_bytes"] + row["comm/down_bytes"] for row in rows])
+    return np.array([row["round"] for row in rows])
+
+
+AXES = {
+    "env_steps": "environment steps",
+    "rounds": "rounds",
+    "virtual_time": "virtual time [units of a job]",
+    "uploads": "messages sent to the server",
+    "bytes": "bytes sent up and down",
+}
 
 
 def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Setting]:

@@ -63,7 +63,7 @@ def row(path: Path) -> dict[str, Any]:
     done = rounds[-1]["round"] if rounds else 0
     if (path / rundir.DIVERGED).exists():
         state = "diverged"
-    elif finals and finals[-1]["round"] >= config.rounds:
+    elif finals and (finals[-1]["round"] >= config.rounds or (rounds and config.is_over(rounds[-1]))):
         state = "finished"
     else:
         state = "can go on" if rundir.has_checkpoint(path) else "not begun"

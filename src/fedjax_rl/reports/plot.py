@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_rl import statistics
 from fedjax_rl.config import ConfigError
-from fedjax_rl.reports.finished import Setting
+from fedjax_rl.reports.finished import AXES, Setting
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; more groups than these begin again.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -17,8 +17,11 @@ WINDOW = 10  # rounds in a moving mean: a round's few clients are noisy
 LINES = {"train/return/adapt_0": ("before adaptation", 0.8, 0.08), "train/return/adapt_1": ("after 1 step", 1.8, 0.18)}
 
 
-def draw(groups: Sequence[Setting], file: Path) -> None:
-    """Left: returns of each round's own clients. Right: the last evaluation. Means over seeds, 95 % t-intervals."""
+def draw(groups: Sequence[Setting], file: Path, axis: str = "env_steps") -> None:
+    """Left: returns of each round's own clients along an axis of AXES. Right: the last evaluation.
+
+    Means over seeds, 95 % t-intervals.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -27,9 +30,9 @@ def draw(groups: Sequence[Setting], file: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for i, group in enumerate(groups):
         color = COLORS[i % len(COLORS)]
-        _curves(left, group, color)
+        _curves(left, group, color, axis)
         _final(right, group, color, 0.6 * ((i + 0.5) / len(groups) - 0.5))
-    _decorate(left, right, groups)
+    _decorate(left, right, groups, axis)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8)
     try:
         figure.savefig(file, dpi=150)
@@ -37,9 +40,9 @@ def draw(groups: Sequence[Setting], file: Path) -> None:
         raise ConfigError(f"cannot write the figure {file}: {error.strerror}") from None
 
 
-def _curves(axes: Any, group: Setting, color: str) -> None:
+def _curves(axes: Any, group: Setting, color: str, axis: str) -> None:
     for name, (_, width, shade) in LINES.items():
-        curve = group.curve(name)
+        curve = group.curve(name, axis)
         if curve is None:
             continue
         x, values = (_smooth(part) for part in curve)
@@ -72,11 +75,11 @@ def _over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return np.array(summary["mean"]), np.array(summary["ci95"]) if len(values) > 1 else None
 
 
-def _decorate(left: Any, right: Any, groups: Sequence[Setting]) -> None:
+def _decorate(left: Any, right: Any, groups: Sequence[Setting], axis: str) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
-    left.set(xlabel="environment steps", ylabel="return of an episode")
+    left.set(xlabel=AXES[axis], ylabel="return of an episode")
     is_smooth = any(len(run.rounds) >= 2 * WINDOW for group in groups for run in group.runs)
     means = f", {WINDOW}-round means" if is_smooth else ""
     left.set_title(f"{groups[0].runs[0].config.env}: each round's own clients{means}", fontsize=10)

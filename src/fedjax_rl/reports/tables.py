@@ -10,7 +10,7 @@ from typing import Any
 
 from fedjax_rl import statistics
 from fedjax_rl.host import output
-from fedjax_rl.reports.finished import Setting, gather
+from fedjax_rl.reports.finished import SPENT, Setting, gather
 
 CLIENTS = {"eval": "all", "eval_new": "new"}
 NOTE = (
@@ -19,7 +19,9 @@ NOTE = (
 )
 
 
-def report(runs: Sequence[Path], format: str = "md", figure: Path | None = None, kept: str = "") -> None:
+def report(
+    runs: Sequence[Path], format: str = "md", figure: Path | None = None, x: str = "env_steps", kept: str = ""
+) -> None:
     """Print the tables of all groups as md, csv, latex or json, and draw them if a figure is asked for.
 
     `kept` says where the result is if it cannot be printed.
@@ -28,7 +30,7 @@ def report(runs: Sequence[Path], format: str = "md", figure: Path | None = None,
     if figure:
         from fedjax_rl.reports import plot
 
-        plot.draw(groups, figure)
+        plot.draw(groups, figure, x)
     rows = {name: [record(group, groups[0], name) for group in groups] for name in _in_common(groups)}
     env = groups[0].runs[0].config.env
     if format == "json":
@@ -62,7 +64,7 @@ def record(group: Setting, first: Setting, name: str) -> dict[str, Any]:
     scores = group.scores(name)  # [S, N, k+1]
     seeds, count, columns = scores.shape
     row: dict[str, Any] = {"group": group.label, "backend": group.runs[0].config.backend, "clients": CLIENTS[name]}
-    row |= {"seeds": seeds, "num_clients": count, "env_steps": group.env_steps()}
+    row |= {"seeds": seeds, "num_clients": count, "env_steps": group.env_steps(), **group.clock()}
     for j in range(columns):
         row |= _over_seeds(f"adapt_{j}", scores[:, :, j].mean(axis=1))
     if columns > 1:
@@ -96,7 +98,7 @@ def _about(env: str, rows: Sequence[dict[str, Any]]) -> str:
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """A line a group and kind of clients, at full precision; empty where there is no number."""
     steps = [f"adapt_{j}" for j in range(_columns(rows))]
-    header = ["group", "backend", "clients", "seeds", "num_clients", "env_steps"]
+    header = ["group", "backend", "clients", "seeds", "num_clients", "env_steps", *_clocked(rows)]
     header += [part for name in (*steps, "worst_10") for part in (name, f"{name}_ci95")]
     header += [part for name in ("iqm", "p_first_better") for part in (name, f"{name}_low", f"{name}_high")]
     text = io.StringIO()
@@ -127,13 +129,21 @@ def as_latex(title: str, rows: Sequence[dict[str, Any]]) -> str:
 def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Header and rows as text; "-" where there is no number."""
     steps = [f"{j} step{'s' if j > 1 else ''}" if j else "before" for j in range(_columns(rows))]
-    table = [["run", "seeds", "clients", "env steps", *steps, "IQM", "worst 10 %", "P(first row better)"]]
+    clocked = _clocked(rows)
+    times = [name.replace("_", " ") for name in clocked]
+    table = [["run", "seeds", "clients", "env steps", *times, *steps, "IQM", "worst 10 %", "P(first row better)"]]
     for row in rows:
         size = f"{row['env_steps']:,}" if row["env_steps"] else "-"
         cells = [row["group"], str(row["seeds"]), str(row["num_clients"]), size]
+        cells += [f"{row[name]:.1f}" if name in row else "-" for name in clocked]
         cells += [_interval(row, name, 1) for name in (*[f"adapt_{j}" for j in range(len(steps))], "iqm", "worst_10")]
         table.append([*cells, _interval(row, "p_first_better", 2)])
     return table if len(rows) > 1 else [line[:-1] for line in table]
+
+
+def _clocked(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The columns of the clock, where a row has one."""
+    return SPENT if any(SPENT[0] in row for row in rows) else ()
 
 
 def _interval(row: dict[str, Any], name: str, digits: int) -> str:
