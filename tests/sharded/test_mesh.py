@@ -13,8 +13,11 @@ from contracts.test_contract import assert_same
 from fedjax_rl import config
 from fedjax_rl.config import presets
 from fedjax_rl.federation import placement
+from fedjax_rl.federation.clock import Schedule
+from fedjax_rl.federation.times import Pace
 from fedjax_rl.host import registry
 from fedjax_rl.runs import arrays, assemble
+from test_asynchronous import asynchronous
 
 COLLECTIVE = re.compile(r"= .*? (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 
@@ -60,6 +63,20 @@ def test_sharded_equals_unsharded(name, devices):
     assert_same(plain, sharded)
     round, round_on_mesh = jax.jit(simulation.round), placement.jit(simulation.round, mesh)
     for _ in range(2):
+        (plain, metrics), (sharded, metrics_of_mesh) = round(plain), round_on_mesh(sharded)
+    assert_same(plain, sharded, 1e-12)
+    assert_same(metrics, metrics_of_mesh, 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_lanes_of_a_schedule_are_shared_among_devices():
+    """Six lanes on four devices, each lane with what its client was sent."""
+    schedule = Schedule(12, 8, 2, 3, next="idle")
+    simulation, mesh = asynchronous(make("fmrl"), schedule, Pace("linear", noise="shifted")), mesh_of(1, 4)
+    key = jax.random.key(3)
+    plain, sharded = simulation.init(key), placement.jit(simulation.init, mesh)(key)
+    round, round_on_mesh = jax.jit(simulation.round), placement.jit(simulation.round, mesh)
+    for _ in range(3):
         (plain, metrics), (sharded, metrics_of_mesh) = round(plain), round_on_mesh(sharded)
     assert_same(plain, sharded, 1e-12)
     assert_same(metrics, metrics_of_mesh, 1e-12)

@@ -105,7 +105,7 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
     alive = np.ones(len(members), bool)
     unsaved = not all(number in checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members)
     compile_s, silent = program.compile_s, np.zeros(len(members), bool)
-    reporter.start(number, config.rounds)
+    reporter.start(number, config.rounds, config.max_time)
     try:
         while number < config.rounds and not asked and not over and not _agreed(caught):
             began, before, earlier = time.perf_counter(), np.asarray(alive), states

@@ -32,9 +32,9 @@ class Reporter:
         else:
             output.inform(line)
 
-    def start(self, done: int, total: int) -> None:
-        """Begin `total` rounds of which `done` are behind."""
-        self.total = total
+    def start(self, done: int, total: int, max_time: float = 0.0) -> None:
+        """Begin `total` rounds of which `done` are behind; a virtual time may end them before."""
+        self.total, self.max_time = total, max_time
         if self.quiet or not output.stderr.isatty():
             return
         columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn()]
@@ -52,7 +52,11 @@ class Reporter:
             self.bar.update(self.task, completed=record["round"], text=text)
         elif time.monotonic() - self.last > LOG_EVERY_S or record["round"] == self.total:
             self.last = time.monotonic()
-            left = (self.total - record["round"]) * record["sys/round_s"] / 60
+            rounds = self.total - record["round"]
+            if self.max_time:
+                rate = record["round"] / record["clock/time"]
+                rounds = min(rounds, max(self.max_time - record["clock/time"], 0.0) * rate)
+            left = rounds * record["sys/round_s"] / 60
             self.say(f"round {record['round']}/{self.total} {text} ({left:.1f} min left)")
 
     def stop(self) -> None:
@@ -65,6 +69,7 @@ class Reporter:
 def _parts(records: Sequence[dict[str, Any]]) -> list[str]:
     speed = sum(record["sys/env_steps_per_s"] for record in records)
     parts = [f"{records[0]['sys/round_s']:.2f} s/round", f"{speed:,.0f} steps/s"]
+    parts += [f"time {records[0]['clock/time']:.1f}"] if "clock/time" in records[0] else []
     names = [key for key in sorted(records[0]) if key.startswith("train/return/")]
     returns = [sum(record[key] for record in records) / len(records) for key in names]
     return [*parts, "return " + " -> ".join(f"{value:.1f}" for value in returns)] if returns else parts
