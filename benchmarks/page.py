@@ -136,6 +136,22 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "loop / program": "loop_over_program",
         },
     ),
+    "P12": (
+        "Clients at times of their own (P12), seconds of a client's job",
+        {
+            "method": "what",
+            "environment": "env",
+            "engine": "backend",
+            "clients": "clients",
+            "lanes": "lanes",
+            "lanes used": "lanes_used",
+            "a job": "job_s",
+            "synchronous, of a cohort of": "cohort",
+            "a job there": "synchronous_job_s",
+            "job / synchronous job": "job_over_synchronous",
+            "plan / round": "plan_of_round",
+        },
+    ),
 }
 
 

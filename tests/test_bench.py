@@ -102,3 +102,11 @@ def test_unlike_networks_are_timed_beside_one_and_beside_a_loop():
     few, alone = bench("kinds", ENV, "auto", (1,), 1)
     assert few["episodes"] == 1 and few["speed_of_one_kind"] == few["one_kind_s"] / few["ten_kinds_s"]
     assert alone["loop_over_program"] == alone["a_loop_over_agents_s"] / alone["one_program_s"] > 1
+
+
+@pytest.mark.nightly
+def test_jobs_at_times_of_their_own_are_compared_with_those_of_rounds():
+    late, buffered = bench("async", "half_cheetah/run", "native", (2,), 1)
+    assert (late["clients"], late["lanes"], late["cohort"]) == (2, 1, 2) and late["lanes_used"] == 1.0
+    assert (buffered["what"], buffered["lanes"], buffered["cohort"]) == ("FedBuff", 10, 10)
+    assert late["job_over_synchronous"] == late["job_s"] / late["synchronous_job_s"]

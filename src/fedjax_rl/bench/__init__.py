@@ -25,14 +25,18 @@ WHERE = {
     "peers": "peers",
     "envs": "envs",
     "kinds": "kinds",
+    "async": "asynchronous",
 }
+MEASURE = {"async": "asynchronous"}  # the function, where its name cannot be the benchmark's
 FACTS = ("versions", "device", "devices", "cores", "git")
 
 
 @pinned()
 def bench(name: str, env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """The rows of one benchmark."""
-    measure: Callable[..., list[Row]] = getattr(import_module(f"fedjax_rl.bench.{WHERE[name]}"), name)
+    measure: Callable[..., list[Row]] = getattr(
+        import_module(f"fedjax_rl.bench.{WHERE[name]}"), MEASURE.get(name, name)
+    )
     return measure(env, backend, sizes, repeats)
 
 

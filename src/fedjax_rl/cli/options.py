@@ -168,18 +168,19 @@ class ShowOptions:
     json: bool = False  # print JSON
 
 
-BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", "peers", "envs", "kinds")
+BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", "peers", "envs", "kinds", "async")
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """Measure this machine. Rows say versions and device. Nothing else should run meanwhile."""
 
-    what: tyro.conf.Positional[str]  # physics, update, round, run, memory, scaling, compile, peers, envs or kinds
+    # physics, update, round, run, memory, scaling, compile, peers, envs, kinds or async
+    what: tyro.conf.Positional[str]
     env: str = "half_cheetah/direction"  # task family on MuJoCo
     backend: str = "auto"  # physics: auto, native, fused or mjx
-    # environments (physics, envs), episodes (kinds), selected clients (update, round, peers), seeds (run), devices
-    # (scaling), N,M,... (memory)
+    # environments (physics, envs), episodes (kinds), clients (async), selected clients (update, round, peers), seeds
+    # (run), devices (scaling), N,M,... (memory)
     sizes: str | None = None
     repeats: int = 5  # timed calls of each, taken in turn; medians are shown
     out: Path | None = None  # also write the rows to this JSON file

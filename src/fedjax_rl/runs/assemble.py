@@ -30,8 +30,6 @@ from fedjax_rl.runs.models import at_once, clients_problem, make_client_opt
 from fedjax_rl.trees import all_finite, select
 from fedjax_rl.types import Algorithm, Array, Metrics, Problem
 
-PACE = ("speed", "speed_ratio", "delay_noise", "up_bandwidth", "down_bandwidth", "link_time")  # the fields of Pace
-
 
 class Assembled(NamedTuple):
     """A configuration and what it describes."""
@@ -80,7 +78,7 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
 
 def _make_simulation(config: Config, of: Mapping[str, Any], env: Env, algorithm: Algorithm) -> Simulation:
     """The federation of a configuration, on its schedule."""
-    pace = Pace(*[of[name] for name in PACE])
+    pace = pace_of(of)
     common: dict[str, Any] = {
         "num_clients": config.num_clients,
         "sample_tasks": env.sample_tasks,
@@ -100,6 +98,12 @@ def _make_simulation(config: Config, of: Mapping[str, Any], env: Env, algorithm:
         wait_for=config.wait_for % config.clients_per_round,
         **common,
     )
+
+
+def pace_of(of: Mapping[str, Any]) -> Pace:
+    """How fast the clients of a configuration's values are."""
+    names = ("speed", "speed_ratio", "delay_noise", "up_bandwidth", "down_bandwidth", "link_time")
+    return Pace(*[of[name] for name in names])
 
 
 def schedule_of(config: Config) -> Schedule:
@@ -129,8 +133,7 @@ def with_lanes(config: Config) -> Config:
     if config.schedule == "sync" and not config.has_clock:
         return config
     with jax.ensure_compile_time_eval():  # where it is asked for within a program too
-        pace = Pace(*[getattr(config, name) for name in PACE])
-        speeds = np.asarray(pace.speeds(root_key(0), config.num_clients), float)
+        speeds = np.asarray(pace_of(vars(config)).speeds(root_key(0), config.num_clients), float)
     longest = (1 + config.link_time) * speeds.max() * (1 if config.schedule == "sync" else 1 + config.buffer)
     if longest > LONGEST:
         raise ConfigError(
