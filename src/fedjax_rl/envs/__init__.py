@@ -3,7 +3,7 @@
 import inspect
 
 from fedjax_rl.envs.base import Env, EnvSpec, EnvState
-from fedjax_rl.envs.physics import platform, resolve_backend
+from fedjax_rl.envs.physics import carried, platform, resolve_backend
 from fedjax_rl.host import registry
 
 __all__ = ["Env", "EnvSpec", "EnvState", "engine", "make_env", "platform", "resolve_backend"]
@@ -55,4 +55,5 @@ def engine(name: str, backend: str = "auto", *, strict: bool = False) -> str:
     is_theirs = registry.prefix("environment", name)
     if is_theirs or "backend" not in inspect.signature(registry.find("environment", name)).parameters:
         return backend
-    return resolve_backend(backend, strict=strict)
+    found = resolve_backend(backend, strict=strict)
+    return carried(make_env(name, backend="native").mjcf, found) if backend == "auto" and found == "fused" else found

@@ -36,6 +36,11 @@ OWN: dict[str, dict[str, str]] = {
             for family in ("direction", "velocity", "dynamics")
         },
         "half_cheetah/run": "fedjax_rl.envs.half_cheetah:run",
+        **{
+            f"{robot}/run{version}": f"fedjax_rl.envs.gym_robots:{robot}{version}"
+            for robot, version in (("hopper", ""), ("hopper", "_v4"), ("walker2d", ""), ("walker2d", "_v4"))
+        },
+        "swimmer/run": "fedjax_rl.envs.gym_robots:swimmer",
         "navigation": "fedjax_rl.envs.navigation:navigation",
         **{f"probe/{name}": f"fedjax_rl.envs.probes:{name}" for name in ("constant", "target", "delayed", "ending")},
     },

@@ -120,6 +120,15 @@ def resolve_backend(backend: str = "auto", *, strict: bool = False) -> str:
     return backend
 
 
+def carried(xml: str, engine: str) -> str:
+    """`engine`, or "native" and a line where it is "fused" and does not carry the robot of an MJCF ("" for none)."""
+    if engine != "fused" or not xml:
+        return engine
+    from fedjax_rl.envs.physics.fused.refusals import why_not
+
+    return _native_instead(why.split(";")[0]) if (why := why_not(xml)) else engine
+
+
 def _native_instead(why: str) -> str:
     _say_once(f"fedjax-rl: no fused physics: {why}; C MuJoCo (native) instead")
     return "native"
@@ -155,12 +164,9 @@ def make_physics(model: Model, backend: str = "auto") -> Physics:
     if engine == "fused":
         from fedjax_rl.envs.physics.fused.engine import make_fused
 
-        try:
+        if backend != "auto" or carried(model.xml, engine) == engine:
             return make_fused(model)
-        except ValueError as why:
-            if backend != "auto":
-                raise
-            engine = _native_instead(str(why).split(";")[0])
+        engine = "native"
     if engine == "native":
         from fedjax_rl.envs.physics.native import make_native as make
     else:

@@ -41,6 +41,15 @@ _OPTIONS_MUST_BE = {
 }
 
 
+def why_not(xml: str) -> str:
+    """What of an MJCF the generated step would not have, in one line; "" where it has all."""
+    try:
+        refuse(mujoco.MjModel.from_xml_string(xml))
+    except ValueError as why:
+        return str(why)
+    return ""
+
+
 def refuse(m: mujoco.MjModel) -> None:
     """Raise ValueError naming the first feature of the model that the generated step would not have."""
     for found in _refusals(m):
