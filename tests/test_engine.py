@@ -65,9 +65,10 @@ def test_a_new_run_names_its_engine(tmp_path, monkeypatch, machine):
     monkeypatch.setattr(physics, "platform", lambda: machine)
     here = {"cpu": physics.resolve_backend(), "gpu": "mjx"}[machine]
     assert here in physics.BACKENDS
+    not_carried = "native" if here == "fused" else here  # by fused physics
+    engines = {"half_cheetah": here, "ant": here, **dict.fromkeys(("hopper", "walker2d", "swimmer"), not_carried)}
     for env in registry.OWN["environment"]:
-        steps = env.split("/")[0] in ("half_cheetah", "ant")
-        assert runner.with_engine(tmp_path / "new", small(env)).backend == (here if steps else "auto")
+        assert runner.with_engine(tmp_path / "new", small(env)).backend == engines.get(env.split("/")[0], "auto")
     assert runner.with_engine(tmp_path / "new", small("ant/velocity", backend="native")).backend == "native"
 
 
