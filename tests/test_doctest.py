@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("shared_programs")
 EXAMPLES = """
     train sweep load Run Run.policy make_env make_problem make_simulation Config Env EnvSpec
     register_aggregator register_algorithm register_environment register_policy parts.chunked parts.local_change
-    parts.measured tasks.directions tasks.ranges tasks.say_direction tasks.say_speed tasks.uniform
+    parts.measured tasks.directions tasks.forwards tasks.ranges tasks.say_direction tasks.say_speed tasks.uniform
     testing.check_environment
 """.split()
 
