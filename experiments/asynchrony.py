@@ -316,7 +316,7 @@ def draw(out: Path, part: Part, path: Path, note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=7)
     axes[0][0].set_ylabel("return of an episode, clients at work")
-    finish(figure, path, note)
+    finish(figure, path, note, "")
 
 
 def rate_of(some: Members) -> str:
@@ -336,8 +336,8 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
         scores = {t: {label: score(out, some, part) for label, some in of.items()} for t, of in part.panels.items()}
         rates = {t: {label: rate_of(some) for label, some in of.items()} for t, of in part.panels.items()}
         counts = sorted({len(some) for of in part.panels.values() for some in of.values()})
-        note = f"scale {scale.name}: {' or '.join(map(str, counts))} seeds a line; ±: 95 % t-interval over seeds"
-        text = [f"# {name}", "", f"{note}.", "", *table(scores, rates, part)]
+        note = f"scale {scale.name}: {' or '.join(map(str, counts))} seeds a line"
+        text = [f"# {name}", "", f"{note}; ±: 95 % t-interval over seeds.", "", *table(scores, rates, part)]
         (out / f"{name}.md").write_text("\n".join(text))
         (out / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n")
         draw(out, part, out / f"{name}.png", note)

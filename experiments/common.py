@@ -191,10 +191,10 @@ def pyplot() -> Any:
     return plt
 
 
-def finish(figure: Any, path: Path, note: str) -> None:
+def finish(figure: Any, path: Path, note: str, marks: str = "thin: each seed; ") -> None:
     """Write the figure with the line that says what it is worth."""
     width, height = figure.get_size_inches()
-    note += "; thin: each seed; bands (three seeds or more) and bars: 95 % t-interval over seeds"
+    note += f"; {marks}bands (three seeds or more) and bars: 95 % t-interval over seeds"
     text = textwrap.fill(note, int(19 * width))
     figure.text(0.01, 0.005, text, fontsize=6, color="#555555", va="bottom")
     figure.tight_layout(rect=(0, 0.12 * (text.count("\n") + 1) / height, 1, 1))

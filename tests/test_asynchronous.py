@@ -13,6 +13,7 @@ from fedjax_rl.federation.clock import Schedule
 from fedjax_rl.federation.staleness import Discount
 from fedjax_rl.federation.times import EQUAL, Pace
 from fedjax_rl.host import registry
+from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.types import Stats
 from test_clock import one_by_one
 
@@ -238,3 +239,11 @@ def test_a_round_keeps_one_model_for_each_job_and_no_more():
     assert (6, 3) in shapes and (4, 3) in shapes
     tasks = {leaf.shape for leaf in jax.tree.leaves(state.tasks)}
     assert not {shape for shape in shapes if shape[:1] == (50,) and shape[1:] == (3,)} - tasks
+
+
+def test_what_is_kept_between_jobs_needs_the_restart_at_updates():
+    uplink = optax.trace(0.9)
+    simulation = asynchronous(make("fedavg"), Schedule(4, 4, 2, 1), uplink=uplink)
+    with pytest.raises(ConfigError, match="restart: uplinks here keep something"):
+        simulation.init(jax.random.key(0))
+    asynchronous(make("fedavg"), Schedule(4, 4, 2, 1, "update"), uplink=uplink).init(jax.random.key(0))

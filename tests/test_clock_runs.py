@@ -107,7 +107,7 @@ def test_lanes_are_chosen_from_the_speeds_and_kept():
     ("values", "message"),
     [
         ({"rounds": 10**9, "speed": "linear"}, "rounds = 1000000000: the clock is full after about 536,870,912 rounds"),
-        ({"speed": "linear", "speed_ratio": 1000.0, "link_time": 20.0}, "speed = 'linear': an update may wait 21,000"),
+        ({"speed": "linear", "speed_ratio": 1000.0, "link_time": 20.0}, "speed = 'linear': a round may last 21,000"),
     ],
 )
 def test_a_clock_that_would_overflow_says_so(values, message):
@@ -119,7 +119,7 @@ def test_a_clock_that_would_overflow_says_so(values, message):
 @pytest.mark.parametrize("algorithm", ["ditto", "scaffold"])
 def test_clients_that_keep_something_arrive_once_an_update(algorithm):
     values = {"env": "probe/delayed", "num_clients": 4, "clients_per_round": 2, "schedule": "async"}
-    with pytest.raises(config.ConfigError, match="restart: clients of this algorithm keep something"):
+    with pytest.raises(config.ConfigError, match="restart: clients here keep something"):
         assemble.make_run(config.build(algorithm, values))
     assemble.make_run(config.build(algorithm, values | {"restart": "update"}))
 

@@ -181,6 +181,7 @@ WRONG = {
     },
     "clients_per_round = 40: with restart = 'abort'": {"buffer": 20, "restart": "abort", "schedule": "async"},
     "harmonic = 9: only with restart = 'abort'": {"harmonic": 9, "schedule": "async"},
+    "fair: not with restart = 'abort'": {"fair": True, "buffer": 40, "restart": "abort", "schedule": "async"},
     "harmonic = 9: every client must arrive": {"harmonic": 9, "restart": "abort", "schedule": "async"},
     "speed = 'liner': must be one of": {"speed": "liner"},
     "speed_ratio = 0.5: must be": {"speed_ratio": 0.5},

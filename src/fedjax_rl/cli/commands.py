@@ -126,7 +126,7 @@ def _restored(run: Assembled, options: EvalOptions | RenderOptions) -> checkpoin
     if options.best and step is None:
         raise NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best", options.run)
     like = abstract_state(run)  # what only training needs is not read
-    like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=())
+    like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=(), clock=(), snapshots=())
     return checkpoint.restore(directory, like, _warn, step, part=True)
 
 

@@ -71,6 +71,10 @@ def _refuse_async(config: Any) -> None:
             f"clients_per_round = {lanes}: with restart = 'abort' an update begins all anew, so no more than "
             f"buffer = {size} arrivals are ever computed together; take {size} or 0"
         )
+    if config.fair and config.restart == "abort":
+        raise ConfigError(
+            "fair: not with restart = 'abort', whose clients also begin what never arrives; take harmonic"
+        )
     if config.harmonic and config.restart != "abort":
         raise ConfigError(f"harmonic = {config.harmonic}: only with restart = 'abort'; set that, or 0")
     if config.harmonic and (c < n or size < n):

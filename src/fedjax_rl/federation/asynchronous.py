@@ -77,7 +77,8 @@ def make_async_simulation(
     uplink = optax.identity() if uplink is None else uplink
     exchange = Exchange(algorithm, aggregator, uplink, num_clients)
     if schedule.restart != "update":
-        _refuse_memory(algorithm)
+        shared = jax.eval_shape(algorithm.init, jax.random.key(0)).shared
+        _refuse_memory("clients", jax.eval_shape(algorithm.init_client, shared, jax.random.key(0), 0))
 
     def times(key: Key, server: Server, message: Tree) -> tuple[Duration, Array]:
         """(How long a job takes, how long an update does)."""
@@ -95,6 +96,8 @@ def make_async_simulation(
 
     def init(key: Key) -> State:
         state, message = first_state(exchange, sample_tasks, key)
+        if schedule.restart != "update":
+            _refuse_memory("uplinks", state.uplink)
         sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (schedule.in_flight, *x.shape)), state.server.shared)
         return state._replace(clock=clocks.start(schedule, times(key, state.server, message)[0]), snapshots=sent)
 
@@ -173,13 +176,11 @@ def make_async_simulation(
     return Simulation(init, round, cohort, exchange.work)
 
 
-def _refuse_memory(algorithm: Algorithm) -> None:
-    """A ConfigError where clients keep something that their next job would need before this one is computed."""
-    shared = jax.eval_shape(algorithm.init, jax.random.key(0)).shared
-    kept = jax.eval_shape(algorithm.init_client, shared, jax.random.key(0), 0)
+def _refuse_memory(who: str, kept: Tree) -> None:
+    """A ConfigError where something is kept that a client's next job would need before this one is computed."""
     if jax.tree.leaves(kept):
         raise ConfigError(
-            "restart: clients of this algorithm keep something between their jobs, and could arrive twice in a buffer; "
+            f"restart: {who} here keep something between jobs, and a client could arrive twice in a buffer; "
             "take restart = 'update'"
         )
 

@@ -18,7 +18,7 @@ from fedjax_rl.federation.times import TICKS, Duration, wait_of_idle
 from fedjax_rl.types import Array
 
 FAR = 2**30  # the finish of a slot that waits for the next update
-RESTARTS, NEXT, DUE = ("now", "update", "abort"), ("same", "idle"), ("count", "harmonic")
+RESTARTS = ("now", "update", "abort")
 
 
 class Schedule(NamedTuple):

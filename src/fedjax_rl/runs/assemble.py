@@ -134,10 +134,12 @@ def with_lanes(config: Config) -> Config:
         return config
     with jax.ensure_compile_time_eval():  # where it is asked for within a program too
         speeds = np.asarray(pace_of(vars(config)).speeds(root_key(0), config.num_clients), float)
-    longest = (1 + config.link_time) * speeds.max() * (1 if config.schedule == "sync" else 1 + config.buffer)
+    lanes = max(config.buffer, config.clients_per_round, 1) if config.schedule == "async" else 0
+    jobs = 1 + lanes / (config.in_flight or config.num_clients)  # of a client in a round, one after the other
+    longest = (1 + config.link_time) * speeds.max() * jobs  # before noise
     if longest > LONGEST:
         raise ConfigError(
-            f"speed = {config.speed!r}: an update may wait {longest:,.0f} units of time, and the clock counts "
+            f"speed = {config.speed!r}: a round may last {longest:,.0f} units of time, and the clock counts "
             f"{LONGEST:,} at most; lower speed_ratio or link_time"
         )
     if config.rounds * longest > 2**31:
