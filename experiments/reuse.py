@@ -70,6 +70,8 @@ def serves(done: Config, asked: Config) -> bool:
     enough &= (done.final_clients or done.num_clients) >= (asked.final_clients or asked.num_clients)
     if asked.backend == "auto":
         asked = replace(asked, backend=done.backend)
+    if asked.schedule == done.schedule == "async" and not asked.clients_per_round:  # the speeds chose, for speed alone
+        asked = replace(asked, clients_per_round=done.clients_per_round)
     return enough and (between or not asked.eval_every) and training(done) == training(asked)
 
 
