@@ -39,6 +39,7 @@ HOME = ROOT / "docs" / "results"
 DRAWN_BY = ("matplotlib", "pillow")  # which decide a figure's bytes
 ARCHIVE, ABOUT = "runs.tar.xz", "study.toml"
 MARK = "# what follows is written by --pack\n"
+MOST = 200  # rows of a run in curves.csv
 CURVES = ("train/return/adapt_0", "train/return/adapt_1", "eval/return/adapt_0", "eval/return/adapt_1")
 
 
@@ -118,7 +119,7 @@ def summary(path: Path, name: str, config: Config) -> dict:
 
 
 def curve(path: Path, name: str) -> list[dict]:
-    """A run's rows by round: returns of the round's own clients, and of evaluations where there was one."""
+    """A run's rows by round, MOST at most: returns of the round's own clients, and of evaluations where there was one."""
     by_round: dict[int, dict] = {}
     for file in (rundir.METRICS, rundir.EVAL):
         for record in records.read(path / file).rows:
@@ -127,7 +128,8 @@ def curve(path: Path, name: str) -> list[dict]:
                 value = record.get(key)
                 if value is not None:
                     row[key] = f"{value['mean'] if isinstance(value, dict) else value:.6g}"
-    return [by_round[number] for number in sorted(by_round)]
+    numbers = sorted(by_round)
+    return [by_round[number] for number in numbers[:: -(-len(numbers) // MOST)]] if numbers else []
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -1,6 +1,7 @@
 """The engine for clients that start and arrive at times of their own, on a virtual clock."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,106 +75,141 @@ def make_async_simulation(
     Raises:
       ConfigError: clients keep something, and the restart is not "update".
     """
-    uplink = optax.identity() if uplink is None else uplink
-    exchange = Exchange(algorithm, aggregator, uplink, num_clients)
+    exchange = Exchange(algorithm, aggregator, optax.identity() if uplink is None else uplink, num_clients)
     if schedule.restart != "update":
         shared = jax.eval_shape(algorithm.init, jax.random.key(0)).shared
         _refuse_memory("clients", jax.eval_shape(algorithm.init_client, shared, jax.random.key(0), 0))
+    federation = _Federation(exchange, schedule, sample_tasks, pace, discount, dropout)
+    return Simulation(federation.init, federation.round, federation.cohort, exchange.work)
 
-    def times(key: Key, server: Server, message: Tree) -> tuple[Duration, Array]:
-        """(How long a job takes, how long an update does)."""
-        speeds = pace.speeds(stream(key, SPEED), num_clients)
-        on_links = sum(pace.links(speeds, trees.num_bytes(server.shared), trees.num_bytes(message)))
-        aborts = schedule.restart == "abort"
-        duration = durations(stream(key, DELAY), speeds, pace.noise, 0.0 if aborts else on_links)
+
+class _Federation(NamedTuple):
+    """What the parts of a round have in common; as for `make_async_simulation`."""
+
+    exchange: Exchange
+    schedule: Schedule
+    sample_tasks: Callable[[Key, int], Tree]
+    pace: Pace
+    discount: Discount
+    dropout: Array | float
+
+    def init(self, key: Key) -> State:
+        """The state before the first round: all slots are at work."""
+        state, message = first_state(self.exchange, self.sample_tasks, key)
+        if self.schedule.restart != "update":
+            _refuse_memory("uplinks", state.uplink)
+        slots = self.schedule.in_flight
+        sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *x.shape)), state.server.shared)
+        duration, _ = self.times(key, state.server, message)
+        return state._replace(clock=clocks.start(self.schedule, duration), snapshots=sent)
+
+    def times(self, key: Key, server: Server, message: Tree) -> tuple[Duration, Array]:
+        """(How long a job takes, how many ticks an update does)."""
+        speeds = self.pace.speeds(stream(key, SPEED), self.exchange.num_clients)
+        on_links = sum(self.pace.links(speeds, trees.num_bytes(server.shared), trees.num_bytes(message)))
+        aborts = self.schedule.restart == "abort"
+        duration = durations(stream(key, DELAY), speeds, self.pace.noise, 0.0 if aborts else on_links)
         return duration, jnp.round(TICKS * jnp.max(on_links)).astype(jnp.int32) * aborts
 
-    def message_of(state: State) -> Tree:
-        if isinstance(pace.up, float) and pace.up == 0.0:
-            return ()  # nothing depends on its size, so it is not asked for
+    def message(self, state: State) -> Tree:
+        """What a client sends, in shapes; () where no time depends on its size, so that nothing is traced twice."""
+        if isinstance(self.pace.up, float) and self.pace.up == 0.0:
+            return ()
         one = jax.tree.map(lambda x: x[0], (state.clients, state.tasks))
-        return jax.eval_shape(algorithm.client_update, state.server.shared, *one, state.key)[0].message
+        update = self.exchange.algorithm.client_update
+        return jax.eval_shape(update, state.server.shared, *one, state.key)[0].message
 
-    def init(key: Key) -> State:
-        state, message = first_state(exchange, sample_tasks, key)
-        if schedule.restart != "update":
-            _refuse_memory("uplinks", state.uplink)
-        sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (schedule.in_flight, *x.shape)), state.server.shared)
-        return state._replace(clock=clocks.start(schedule, times(key, state.server, message)[0]), snapshots=sent)
-
-    def planned(state: State) -> tuple[Clock, Lanes]:
-        duration, pause = times(state.key, state.server, message_of(state))
+    def planned(self, state: State) -> tuple[Clock, Lanes]:
+        """The clock after the round, and its lanes. Those without an arrival repeat the first one."""
+        duration, pause = self.times(state.key, state.server, self.message(state))
 
         def scores(draw: Array) -> Array:
-            return jax.random.uniform(stream(state.key, SELECT, draw), (num_clients,))
+            return jax.random.uniform(stream(state.key, SELECT, draw), (self.exchange.num_clients,))
 
-        clock, lanes = clocks.plan(schedule, duration, scores, state.clock, pause)
-        # rows without an arrival repeat the first, so that nothing is computed that nobody asked for
+        clock, lanes = clocks.plan(self.schedule, duration, scores, state.clock, pause)
         first = jnp.where(lanes.valid, jnp.arange(lanes.valid.size), 0)
-        who = trees.take((lanes.slot, lanes.client, lanes.job, lanes.fresh), first)
-        return clock, lanes._replace(slot=who[0], client=who[1], job=who[2], fresh=who[3])
+        slot, client, job, fresh = trees.take((lanes.slot, lanes.client, lanes.job, lanes.fresh), first)
+        return clock, lanes._replace(slot=slot, client=client, job=job, fresh=fresh)
 
-    def laid(state: State, lanes: Lanes) -> tuple[Tree, Tree, Tree, Key]:
+    def laid(self, state: State, lanes: Lanes) -> tuple[Tree, Tree, Tree, Key]:
+        """What the client of each lane works with [L]: what it was sent, its states, its task, its key."""
         now = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes.slot.size, *x.shape)), state.server.shared)
         sent = trees.select(lanes.fresh, now, trees.take(state.snapshots, lanes.slot))
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), lanes.client)
         return sent, own, tasks, per_job(state.key, UPDATE, lanes)
 
-    def cohort(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
-        _, lanes = planned(state)
-        return jnp.where(lanes.valid, lanes.client, -1), *laid(state, lanes)
+    def cohort(self, state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
+        """Who works in the coming round, and with what."""
+        _, lanes = self.planned(state)
+        return jnp.where(lanes.valid, lanes.client, -1), *self.laid(state, lanes)
 
-    def round(state: State) -> tuple[State, Metrics]:
-        clock, lanes = planned(state)
-        rows = laid(state, lanes)
-        upload, new, client_metrics = placement.map_clients(exchange.work)(*rows)
+    def round(self, state: State) -> tuple[State, Metrics]:
+        """One round: lanes side by side, updates in order."""
+        clock, lanes = self.planned(state)
+        rows = self.laid(state, lanes)
+        upload, new, client_metrics = placement.map_clients(self.exchange.work)(*rows)
         ages = state.clock.updates + jnp.cumsum(lanes.due) - lanes.due - lanes.version
+        present = jax.vmap(jax.random.uniform)(per_job(state.key, DROPOUT, lanes)) >= self.dropout
+        weighted = self.weighted(state, lanes, upload, ages)
+        server, aggregated, sent, (kept, heard, finite) = self.updated(
+            state, lanes, (weighted, new), rows[1], present, ages
+        )
+        begun = (clock.job != state.clock.job) | (clock.client != state.clock.client)
+        versions = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state.server.shared, sent)
+        newest = trees.take(versions, jnp.maximum(clock.version - state.clock.updates, 0))
+        arrived = jnp.where(lanes.valid, lanes.client, self.exchange.num_clients)  # the others are written nowhere
+        clients, uplink = jax.tree.map(
+            lambda x, row: x.at[arrived].set(row, mode="drop"), (state.clients, state.uplink), kept
+        )
+        work = Work(lanes.client, heard, finite, present, lanes.valid)
+        metrics = of_round(work, client_metrics, one_of(upload.message), state.server.shared, 1)
+        return state._replace(
+            server=server,
+            clients=clients,
+            uplink=uplink,
+            aggregator=aggregated,
+            round=state.round + 1,
+            clock=clock,
+            snapshots=trees.select(begun, newest, state.snapshots),
+        ), metrics | _times(self.schedule, clock, lanes, ages)
+
+    def weighted(self, state: State, lanes: Lanes, upload: Upload, ages: Array) -> Upload:
+        """Messages times their factors; under "harmonic" a client's messages weigh as much as one."""
+        message, weight = upload
         arrivals = state.clock.arrivals + 1 + jnp.arange(ages.size)
-        factors = discount.factors(ages.astype(float), lanes.job + 1.0, arrivals / num_clients)
-        present = jax.vmap(jax.random.uniform)(per_job(state.key, DROPOUT, lanes)) >= dropout
-        work = (_weighted(schedule, lanes, upload, factors), new), rows[1], lanes, present, ages
+        factors = self.discount.factors(ages.astype(float), lanes.job + 1.0, arrivals / self.exchange.num_clients)
+        if factors is not None:
+            message = jax.tree.map(lambda m: m * factors.astype(m.dtype).reshape(-1, *(1,) * (m.ndim - 1)), message)
+        if self.schedule.due == "harmonic":
+            arrived = jnp.zeros(self.exchange.num_clients, int).at[lanes.client].add(lanes.valid)
+            weight = weight / jnp.maximum(arrived[lanes.client], 1)
+        return Upload(message, weight)
+
+    def updated(
+        self, state: State, lanes: Lanes, results: tuple, old: Tree, present: Array, ages: Array
+    ) -> tuple[Server, Tree, Tree, tuple]:
+        """The updates of a round, one for every K lanes.
+
+        Returns:
+          (server, aggregator's state, what was sent after each update [F], (states to keep, heard, finite) [L]).
+        """
 
         def update(carry: tuple[Server, Tree, Array], group: tuple) -> tuple[tuple, tuple]:
             server, aggregated, number = carry
             results, old, lanes, present, ages = group
             keys = (stream(state.key, AGGREGATE, number), stream(state.key, SERVER, number))
-            updated, combined, kept, heard, finite = exchange.absorb(
+            updated, combined, kept, heard, finite = self.exchange.absorb(
                 results, old, present & lanes.valid, server, aggregated, keys, ages
             )
             due = lanes.due.any()
             server, aggregated = trees.select(due, (updated, combined), (server, aggregated))
-            return (server, aggregated, number + due), (server.shared, kept, heard, finite)
+            return (server, aggregated, number + due), (server.shared, (kept, heard, finite))
 
-        groups = jax.tree.map(lambda x: x.reshape(schedule.updates, schedule.buffer, *x.shape[1:]), work)
-        (server, aggregated, _), (sent, *done) = jax.lax.scan(
-            update, (state.server, state.aggregator, state.clock.updates), groups
-        )
-        kept, heard, finite = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(done))
-        begun = (clock.job != state.clock.job) | (clock.client != state.clock.client)
-        versions = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state.server.shared, sent)
-        newest = trees.take(versions, jnp.maximum(clock.version - state.clock.updates, 0))
-        arrived = jnp.where(lanes.valid, lanes.client, num_clients)  # the others are written nowhere
-        clients, sending = jax.tree.map(
-            lambda x, row: x.at[arrived].set(row, mode="drop"), (state.clients, state.uplink), kept
-        )
-        metrics = of_round(
-            Work(lanes.client, heard, finite, present, lanes.valid),
-            client_metrics,
-            one_of(upload.message),
-            state.server.shared,
-            1,
-        )
-        return state._replace(
-            server=server,
-            clients=clients,
-            uplink=sending,
-            aggregator=aggregated,
-            round=state.round + 1,
-            clock=clock,
-            snapshots=trees.select(begun, newest, state.snapshots),
-        ), metrics | _times(schedule, clock, lanes, ages)
-
-    return Simulation(init, round, cohort, exchange.work)
+        shape = (self.schedule.updates, self.schedule.buffer)
+        groups = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (results, old, lanes, present, ages))
+        first = (state.server, state.aggregator, state.clock.updates)
+        (server, aggregated, _), (sent, done) = jax.lax.scan(update, first, groups)
+        return server, aggregated, sent, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done)
 
 
 def _refuse_memory(who: str, kept: Tree) -> None:
@@ -188,17 +224,6 @@ def _refuse_memory(who: str, kept: Tree) -> None:
 def per_job(key: Key, name: int, lanes: Lanes) -> Key:
     """One key [L] for each job: of its purpose, its number and its client."""
     return jax.vmap(lambda job, client: jax.random.fold_in(stream(key, name, job), client))(lanes.job, lanes.client)
-
-
-def _weighted(schedule: Schedule, lanes: Lanes, upload: Upload, factors: Array | None) -> Upload:
-    """Messages times their factors; under "harmonic" a client's messages weigh as much as one."""
-    message, weight = upload
-    if factors is not None:
-        message = jax.tree.map(lambda m: m * factors.astype(m.dtype).reshape(-1, *(1,) * (m.ndim - 1)), message)
-    if schedule.due == "harmonic":
-        arrived = jnp.zeros(schedule.num_clients, int).at[lanes.client].add(lanes.valid)
-        weight = weight / jnp.maximum(arrived[lanes.client], 1)
-    return Upload(message, weight)
 
 
 def _times(schedule: Schedule, clock: Clock, lanes: Lanes, ages: Array) -> Metrics:
