@@ -130,6 +130,8 @@ class Config:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
+        if self.kinds and not self.keeps_models:
+            raise ConfigError(f"kinds: not for {self.algorithm}, which sends models; take fedhpd or independent")
         schedules.refuse(self)
         lanes = ("clients_per_round",) if self.schedule == "sync" else ()
         for small in (*lanes, "eval_clients", "final_clients", "client_batch"):
@@ -149,8 +151,6 @@ class Config:
     def _refuse_kinds(self) -> None:
         """A ConfigError for what clients of unlike networks cannot do."""
         kinds.block(kinds.parse(self.kinds), self.num_clients, self.clients_per_round)
-        if not self.keeps_models:
-            raise ConfigError(f"kinds: not for {self.algorithm}, which sends models; take fedhpd or independent")
         if self.critic in ("federated", "local"):
             raise ConfigError(f"critic = {self.critic!r}: not with kinds; take linear or none")
         if self.clients_per_round < self.num_clients and self.selection != "by_kind":

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedjax_rl.host.exits import ConfigError
 
-# What only an asynchronous federation has, and what only a synchronous one.
-ASYNC = ("in_flight", "buffer", "restart", "harmonic", "staleness", "fair")
+# What only an asynchronous federation has, and as what it changes nothing.
+ASYNC = {"in_flight": 0, "buffer": 0, "restart": "now", "harmonic": 0, "staleness": "constant", "fair": False}
 SPEED_NAMES = ("equal", "linear", "uniform", "lognormal", "sqrt", "one_slow", "alternate")
 NOISE_NAMES = ("none", "lognormal", "shifted", "exponential", "pareto")
 
@@ -35,8 +35,8 @@ def _refuse_sync(config: Any) -> None:
         raise ConfigError(f"clients_per_round = {config.clients_per_round}: must be an integer, 1 to 1e+09; or 0 with "
                           "schedule = 'async'")  # fmt: skip
     defaults = {item.name: item.default for item in fields(config)}
-    for name in ASYNC:
-        if getattr(config, name) != defaults[name]:
+    for name, nothing in ASYNC.items():
+        if getattr(config, name) not in (nothing, defaults[name]):
             raise ConfigError(
                 f"{name} = {getattr(config, name)!r}: only with schedule = 'async'; set that, or leave it"
             )

@@ -30,6 +30,7 @@ from fedjax_rl.federation.simulate import (
 from fedjax_rl.federation.staleness import CONSTANT, Discount
 from fedjax_rl.federation.times import EQUAL, TICKS, Duration, Pace, durations
 from fedjax_rl.host.exits import ConfigError
+from fedjax_rl.host.numerics import root_key
 from fedjax_rl.types import Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
 
 
@@ -77,8 +78,8 @@ def make_async_simulation(
     """
     exchange = Exchange(algorithm, aggregator, optax.identity() if uplink is None else uplink, num_clients)
     if schedule.restart != "update":
-        shared = jax.eval_shape(algorithm.init, jax.random.key(0)).shared
-        _refuse_memory("clients", jax.eval_shape(algorithm.init_client, shared, jax.random.key(0), 0))
+        shared = jax.eval_shape(algorithm.init, root_key(0)).shared
+        _refuse_memory("clients", jax.eval_shape(algorithm.init_client, shared, root_key(0), 0))
     federation = _Federation(exchange, schedule, sample_tasks, pace, discount, dropout)
     return Simulation(federation.init, federation.round, federation.cohort, exchange.work)
 

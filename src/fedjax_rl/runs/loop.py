@@ -231,7 +231,7 @@ def _say_silence(rows, who, members, reporter) -> np.ndarray:
         row = rows[i]
         reporter.warn(
             f"{members[i].directory}: nobody was heard in round {row['round']} "
-            f"({row['health/nonfinite_clients']} clients were not finite): "
+            f"({row['health/nonfinite_clients']} of {_worked(row, members[i].config)} clients were not finite): "
             "the server stays as it is; this is said once"
         )
     return silent
@@ -239,7 +239,12 @@ def _say_silence(rows, who, members, reporter) -> np.ndarray:
 
 def _nobody_heard(row: dict[str, Any], config: Config) -> bool:
     """Did nobody's work count, of all who worked?"""
-    return row.get("health/dropped_clients") == round(row.get("clock/lanes", 1.0) * config.clients_per_round)
+    return row.get("health/dropped_clients") == _worked(row, config)
+
+
+def _worked(row: dict[str, Any], config: Config) -> int:
+    """How many clients worked in a round."""
+    return round(row.get("clock/lanes", 1.0) * config.clients_per_round)
 
 
 def silence(directory: Path, config: Config) -> int:
