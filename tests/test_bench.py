@@ -18,7 +18,7 @@ from fedjax_rl.runs import assemble
 ENV = "half_cheetah/direction"
 
 
-@pytest.mark.parametrize("env", [ENV, "ant/direction"])
+@pytest.mark.parametrize("env", [ENV, pytest.param("ant/direction", marks=pytest.mark.nightly)])
 def test_the_replay_is_the_rounds_own_physics(env):
     """Without the last action it ends where the rollouts stood before theirs, bit for bit."""
     values = {"env": env, "backend": "native", "clients_per_round": 2, "episodes": 2}
@@ -32,6 +32,7 @@ def test_the_replay_is_the_rounds_own_physics(env):
     assert whole.any()
 
 
+@pytest.mark.nightly
 def test_the_exact_gradient_costs_at_most_twice_the_first_order_ones_operations():
     [found] = bench("update", ENV, "native", (2,), 1)
     assert 1.5 <= found["exact_to_first_flops"] <= 2.0

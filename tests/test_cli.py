@@ -173,6 +173,7 @@ def test_eval_starts_from_the_personal_or_the_global_model(tmp_path, capsys):
     assert code == 2 and "must be one of personal, global" in err
 
 
+@pytest.mark.nightly
 def test_eval_of_meta_sgd_has_no_rate_to_choose(tmp_path, capsys):
     path = str(tmp_path / "run")
     assert cli.main(["train", "meta_sgd", *SMALL, "--out", path]) == 0

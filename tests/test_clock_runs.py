@@ -79,6 +79,7 @@ def test_a_run_ends_at_its_time_is_evaluated_and_finished(tmp_path, capsys):
     assert final_hash(tmp_path / "run") == before
 
 
+@pytest.mark.nightly
 def test_what_a_late_client_was_sent_is_what_is_replayed(tmp_path):
     run = assemble.make_run(replace(LATE, nan_dump=1))
     state, step = assemble.initial_state(run), jax.jit(run.simulation.round)

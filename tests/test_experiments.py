@@ -112,7 +112,11 @@ def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, cap
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("figure", [fig2, fig3, fig4, fig5], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "figure",
+    [fig3, *(pytest.param(f, marks=pytest.mark.nightly) for f in (fig2, fig4, fig5))],
+    ids=lambda f: f.__name__,
+)
 def test_the_figures_run(figure, tmp_path):
     figure.experiment(TINY, tmp_path, (ENV,))
     name = figure.__name__.rsplit(".", 1)[1]

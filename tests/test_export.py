@@ -52,7 +52,8 @@ def test_a_group_of_every_algorithm_lowers_with_products_of_float32(name):
     assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
-@pytest.mark.parametrize("env", ["half_cheetah/dynamics", pytest.param("ant/dynamics", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("env", ["half_cheetah/dynamics", "ant/dynamics"])
+@pytest.mark.nightly
 def test_a_robots_round_and_evaluation_lower(env):
     with pinned():
         some = group(env, "fmrl")

@@ -50,7 +50,7 @@ def untimed(path):
     return [{k: v for k, v in r.items() if not k.startswith(("sys/", "time"))} for r in records.sound(path)]
 
 
-@pytest.mark.parametrize("algorithm", ["fmrl", "pfedme"])
+@pytest.mark.parametrize("algorithm", ["fmrl", pytest.param("pfedme", marks=pytest.mark.nightly)])
 def test_members_draw_what_solo_runs_draw_and_take_the_same_round(algorithm, tmp_path):
     """Rates, the clip and the seed differ; 0 stands for no clip also beside a clip."""
     base = config.build(algorithm, {k: v for k, v in asdict(SMALL).items() if k != "order"})

@@ -217,6 +217,7 @@ def test_inverse_weights_are_those_of_mj_setconst(robot):
     assert np.abs(model.dof_invweight0 / load(robot)[0].dof_invweight0 - 1).max() > 0.03
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_one_environment_step_of_mjx_against_converged_c_mujoco(robot):
     """As for the plain robots in test_mjx, 72 robots of their own; the first of every eight is the plain one.
