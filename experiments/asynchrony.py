@@ -37,13 +37,15 @@ POLICY_GRADIENT |= {"adapt_steps": 0, "new_clients": 0, "save_every": 1000}
 class Part(NamedTuple):
     """A figure: panels of lines, each line the runs of its seeds.
 
-    axis: of AXES. metric: of training. wanted: a return whose time is in the table, or None.
+    axis: of AXES. metric: of training. wanted: a return whose time is in the table, or None. by_id: are clients of even
+    and of odd numbers in the table by themselves?
     """
 
     panels: Mapping[str, Mapping[str, Members]]
     axis: str = "virtual_time"
     metric: str = "train/return/adapt_0"
     wanted: float | None = None
+    by_id: bool = False
 
 
 class Plan(NamedTuple):
@@ -159,7 +161,7 @@ def nigt(plan: Plan) -> Part:
         "Rennala NIGT, M = 20": plan.line("nigt/two/rennala", "nigt", seeds=3, buffer=20, **two),
         "Malenia NIGT, M = 20": plan.line("nigt/two/malenia", "nigt", seeds=3, buffer=100, harmonic=20, **two),
     }
-    return Part(panels, wanted=400.0)
+    return Part(panels, wanted=400.0, by_id=True)
 
 
 def lazy(plan: Plan) -> Part:
@@ -227,7 +229,7 @@ def fair(plan: Plan) -> Part:
         "buffered": plan.line("fair/buffered", "fmrl", seeds=3, **common, **buffered),
         "buffered, fair": plan.line("fair/fair", "fmrl", seeds=3, fair=True, **common, **buffered),
     }
-    return Part({"forwards 1, backwards 4": lines}, metric="train/return/adapt_1", wanted=300.0)
+    return Part({"forwards 1, backwards 4": lines}, metric="train/return/adapt_1", wanted=300.0, by_id=True)
 
 
 def read(out: Path, name: str, c: config.Config) -> FinishedRun:
@@ -265,8 +267,9 @@ def score(out: Path, some: Members, part: Part) -> dict[str, Any]:
         figures: dict[str, Any] = dict(clock) if clock else {"uploads": positions(one, "uploads")[-1]}
         figures["last tenth"] = float(curve(one, part.axis, part.metric)[1][-BINS // 10 :].mean())
         returns = np.array(rows[-1]["eval/returns"])[:, -1]
-        figures |= {"evaluated": float(returns.mean()), "even ids": float(returns[::2].mean())}
-        figures |= {"odd ids": float(returns[1::2].mean())} if len(returns) > 1 else {}
+        figures["evaluated"] = float(returns.mean())
+        if part.by_id:
+            figures |= {"even numbers": float(returns[::2].mean()), "odd numbers": float(returns[1::2].mean())}
         figures |= {"reached": reached(one, part)} if part.wanted is not None else {}
         for key, value in figures.items():
             found.setdefault(key, []).append(float(value))

@@ -119,7 +119,7 @@ def summary(path: Path, name: str, config: Config) -> dict:
 
 
 def curve(path: Path, name: str) -> list[dict]:
-    """A run's rows by round, MOST at most: returns of the round's own clients, and of evaluations where there was one."""
+    """A run's rows by round, MOST at most: returns of the round's own clients, and of its evaluations."""
     by_round: dict[int, dict] = {}
     for file in (rundir.METRICS, rundir.EVAL):
         for record in records.read(path / file).rows:

@@ -15,6 +15,7 @@ import scipy.stats
 from experiments import (
     agreement,
     ant,
+    asynchrony,
     common,
     curvature,
     dynamics,
@@ -34,6 +35,7 @@ from experiments import (
     table1,
 )
 from fedjax_rl.config import CONFIGS, ConfigError
+from fedjax_rl.reports.finished import FinishedRun
 from fedjax_rl.runs import records, rundir
 
 ENV = "half_cheetah/direction"
@@ -312,3 +314,20 @@ def test_the_repository_has_no_path_with_a_space_or_a_comma():
         pytest.skip("not a clone")
     names = listed.stdout.split("\0")
     assert len(names) > 100 and not [name for name in names if {" ", ","} & set(name)]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("part", asynchrony.PARTS)
+def test_every_part_of_a_federation_on_a_clock_makes_its_table_and_figure(part, tmp_path):
+    asynchrony.experiment(common.SCALES["tiny"], tmp_path, (), (part,))
+    assert (tmp_path / f"{part}.png").stat().st_size > 10_000
+    scores = json.loads((tmp_path / f"{part}.json").read_text())
+    assert all(len(values) == 2 for lines in scores.values() for of in lines.values() for values in of.values())
+    assert (tmp_path / f"{part}.md").read_text().count("| ") > 20
+
+
+def test_a_curve_is_the_mean_of_equal_parts_of_its_axis(tmp_path):
+    rows = [{"round": r, "clock/time": float(r), "train/return/adapt_0": 2.0 * r} for r in range(1, 101)]
+    x, y = asynchrony.curve(FinishedRun(tmp_path, common.config.Config(), {}, rows), "virtual_time")
+    np.testing.assert_allclose(x, np.arange(1, 100, 2))
+    assert y[1] == 2 * (2 + 3) / 2 and y[-1] == 2 * (98 + 99 + 100) / 3
