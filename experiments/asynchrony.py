@@ -1,12 +1,12 @@
 """A federation on a clock: what asynchrony buys in virtual time, what laziness buys in messages, and at whose expense.
 
-    python -m experiments.asynchrony [--scale laptop] [--out DIR] [--methods speedup schedules nigt lazy fmrl fair]
+    python -m experiments.asynchrony [--scale laptop] [--out DIR] [--methods speedup schedules nigt lazy ...]
 
-Six parts, each with a table and a figure OUT/PART.md and .png:
+Seven parts, each with a table and a figure OUT/PART.md and .png:
 speedup: AFedPG with 1 to 8 clients that are equally fast, in the same time. schedules: AFedPG and its rivals, where
 clients are unlike fast. nigt: Rennala, synchronous NIGT and AFedPG where links cost time; and Malenia, where the slow
-one has another task. lazy: LAPG's messages against its return. fmrl: FMRL in buffers, and with stale clients. fair: who
-is served when slow devices have the other task.
+one has another task. lazy: LAPG's messages against its return. fmrl: FMRL in buffers. fair: who is served when slow
+devices have the other task. stale: FMRL where old messages count for less, and AFedPG with its meta-gradient.
 Rates are tuned on two seeds that are not reported, each method's over the same grid, by the return over all of the run.
 """
 
@@ -24,7 +24,7 @@ from fedjax_rl.reports.finished import AXES, FinishedRun, positions, spent
 from fedjax_rl.runs import records, rundir
 
 RUN, DIRECTION, NAVIGATION = "half_cheetah/run", "half_cheetah/direction", "navigation"
-PARTS = ("speedup", "schedules", "nigt", "lazy", "fmrl", "fair")
+PARTS = ("speedup", "schedules", "nigt", "lazy", "fmrl", "fair", "stale")
 SEEDS = {"tiny": 2, "laptop": 5, "paper": 10}
 LENGTHS = (2**-7, 2**-6, 2**-5, 2**-4)  # of a step, for the methods that normalise
 RATES = {"fedpg": (0.03, 0.1, 0.3, 1.0), "a3c": (0.003, 0.01, 0.03, 0.1)}
@@ -188,46 +188,44 @@ def lazy(plan: Plan) -> Part:
     return Part(panels, "uploads", wanted=None)
 
 
-def fmrl(plan: Plan) -> Part:
-    """E5: the preset laptop's FMRL, 8 messages an update, of 200 clients whose times are 1 to 4."""
+BUFFERED = {"schedule": "async", "buffer": 8, "clients_per_round": 8}
+
+
+def of_fmrl(plan: Plan, rounds: int) -> dict[str, Any]:
+    """The preset laptop on a clock: 200 clients whose times are 1 to 4."""
     common: dict[str, Any] = {"env": DIRECTION, "backend": "fused", "speed": "uniform", "adapt_steps": 1}
-    common |= {"new_clients": 0, "save_every": 20, "rounds": plan.rounds(160)}
-    buffered = {"schedule": "async", "buffer": 8, "clients_per_round": 8}
-    lines = {"synchronous": plan.line("fmrl/synchronous", "fmrl", seeds=3, **common)}
-    for in_flight in (16, 40):
-        for staleness in ("constant", "polynomial"):
-            lines[f"C = {in_flight}, {staleness}"] = plan.line(
-                f"fmrl/C{in_flight}-{staleness}",
-                "fmrl",
-                seeds=3,
-                **{**common, "rounds": plan.rounds(240)},
-                in_flight=in_flight,
-                staleness=staleness,
-                **buffered,
-            )
-    lines["meta-AFedPG, C = 40"] = plan.line(
-        "fmrl/meta-afedpg",
-        "afedpg",
-        seeds=3,
-        **{**common, "rounds": plan.rounds(240)},
-        in_flight=40,
-        meta="second",
-        step_length=2**-6,
-        **buffered,
-    )
-    after = "train/return/adapt_1"
-    return Part({"FMRL on the clock": lines}, metric=after, wanted=300.0)
+    return {**common, "new_clients": 0, "save_every": 20, "rounds": plan.rounds(rounds)}
+
+
+def buffered(plan: Plan, in_flight: int, staleness: str = "constant") -> Members:
+    """FMRL in buffers of 8."""
+    values = {**of_fmrl(plan, 240), **BUFFERED, "in_flight": in_flight, "staleness": staleness}
+    return plan.line(f"fmrl/C{in_flight}-{staleness}", "fmrl", seeds=3, **values)
+
+
+def fmrl(plan: Plan) -> Part:
+    """E5: FMRL with 8 messages an update, which wait for each other or not."""
+    lines = {"synchronous": plan.line("fmrl/synchronous", "fmrl", seeds=3, **of_fmrl(plan, 160))}
+    lines |= {f"C = {c}": buffered(plan, c) for c in (16, 40)}
+    return Part({"FMRL on the clock": lines}, metric="train/return/adapt_1", wanted=300.0)
+
+
+def stale(plan: Plan) -> Part:
+    """E5, further: are old messages to count for less? And AFedPG with FMRL's meta-gradient."""
+    lines = {f"C = {c}, {s}": buffered(plan, c, s) for c in (16, 40) for s in ("constant", "polynomial")}
+    values = {**of_fmrl(plan, 240), **BUFFERED, "in_flight": 40, "meta": "second", "step_length": 2**-6}
+    lines["meta-AFedPG, C = 40"] = plan.line("fmrl/meta-afedpg", "afedpg", seeds=3, **values)
+    return Part({"old messages": lines}, metric="train/return/adapt_1", wanted=300.0)
 
 
 def fair(plan: Plan) -> Part:
     """E5b: 40 clients, all at work; those who run backwards take four times as long."""
     common: dict[str, Any] = {"env": DIRECTION, "backend": "fused", "num_clients": 40, "speed": "alternate"}
     common |= {"adapt_steps": 1, "new_clients": 0, "save_every": 20, "rounds": plan.rounds(160)}
-    buffered = {"schedule": "async", "buffer": 8, "clients_per_round": 8}
     lines = {
         "synchronous": plan.line("fair/synchronous", "fmrl", seeds=3, **common),
-        "buffered": plan.line("fair/buffered", "fmrl", seeds=3, **common, **buffered),
-        "buffered, fair": plan.line("fair/fair", "fmrl", seeds=3, fair=True, **common, **buffered),
+        "buffered": plan.line("fair/buffered", "fmrl", seeds=3, **common, **BUFFERED),
+        "buffered, fair": plan.line("fair/fair", "fmrl", seeds=3, fair=True, **common, **BUFFERED),
     }
     return Part({"forwards 1, backwards 4": lines}, metric="train/return/adapt_1", wanted=300.0, by_id=True)
 
