@@ -71,7 +71,7 @@ def serves(done: Config, asked: Config) -> bool:
     if asked.backend == "auto":
         asked = replace(asked, backend=done.backend)
     if asked.schedule == done.schedule == "async" and not asked.clients_per_round:  # the speeds chose, for speed alone
-        asked = replace(asked, clients_per_round=done.clients_per_round)
+        done = replace(done, clients_per_round=0)
     return enough and (between or not asked.eval_every) and training(done) == training(asked)
 
 
@@ -91,6 +91,8 @@ def copy(path: Path, to: Path, config: Config) -> None:
     for name in FILES:
         if (path / name).exists():
             shutil.copyfile(path / name, fresh / name)
-    rundir.write_config(fresh, replace(config, backend=rundir.open_run(path).backend))
+    done = rundir.open_run(path)
+    lanes = config.clients_per_round or done.clients_per_round
+    rundir.write_config(fresh, replace(config, backend=done.backend, clients_per_round=lanes))
     (fresh / NOTE).write_text(json.dumps({"source": str(path)}) + "\n")
     fresh.rename(to)
