@@ -227,7 +227,7 @@ def fair(plan: Plan) -> Part:
         "buffered": plan.line("fair/buffered", "fmrl", seeds=3, **common, **BUFFERED),
         "buffered, fair": plan.line("fair/fair", "fmrl", seeds=3, fair=True, **common, **BUFFERED),
     }
-    return Part({"forwards 1, backwards 4": lines}, metric="train/return/adapt_1", wanted=300.0, by_id=True)
+    return Part({"forwards 1, backwards 4": lines}, "rounds", "train/return/adapt_1", wanted=300.0, by_id=True)
 
 
 def read(out: Path, name: str, c: config.Config) -> FinishedRun:
