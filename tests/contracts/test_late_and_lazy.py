@@ -77,6 +77,15 @@ def test_afedpg_is_one_arrival_after_another(power):
     assert max(row[3] for row in found) >= 9
 
 
+def test_ages_that_count_lost_updates_are_no_trouble():
+    """With nine of ten messages lost the server's count falls far behind the clock's."""
+    algorithm = make("afedpg", momentum_power=0.8, step_length=0.2)
+    states, metrics = all_rounds(asynchronous(algorithm, Schedule(8, 8, 1, 3), Pace("linear"), dropout=0.9), 20)
+    updates = np.asarray(states.server.private["updates"])
+    assert 0 < updates[-1] < int(metrics["clock/updates"][-1]) / 4
+    assert np.isfinite(np.asarray(states.server.shared["ahead"]["x"])).all()
+
+
 def test_rennala_malenia_and_synchronous_are_one_where_all_are_equally_fast():
     algorithm = make("nigt", local_steps=1)
     ends = [all_rounds(federation(algorithm), 4)[0].server]

@@ -78,7 +78,8 @@ def afedpg(
     def server_update(server: Server, aggregate: Aggregate, key: Key) -> Server:
         del key
         k, params = server.private["updates"], server.shared["params"]
-        a = jnp.where(k == 0, 1.0, alpha(k - aggregate.staleness))
+        # an age counts updates for which nobody was heard too, k does not
+        a = jnp.where(k == 0, 1.0, alpha(jnp.maximum(k - aggregate.staleness, 0.0)))
         direction = jax.tree.map(
             lambda d, g: ((1 - a) * d + a * g).astype(d.dtype), server.private["direction"], aggregate.message
         )
