@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl.federation.clock import Schedule, good_updates, plan, start
+from fedjax_rl.federation.clock import Schedule, start
+from fedjax_rl.federation.plan import good_updates, plan
 from fedjax_rl.federation.times import NOISES, SPEEDS, TICKS, durations, wait_of_idle
 
 KEY = jax.random.key(7)

@@ -11,7 +11,7 @@ import pytest
 from fedjax_rl import config
 from fedjax_rl.cli import main
 from fedjax_rl.reports import finished
-from fedjax_rl.runs import assemble, loop, nan_dump, records, rundir, runner
+from fedjax_rl.runs import assemble, loop, nan_dump, records, rundir, runner, timing
 from test_train import SMALL, final_hash, go, resume, untimed
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -98,10 +98,10 @@ def test_what_a_late_client_was_sent_is_what_is_replayed(tmp_path):
 
 def test_lanes_are_chosen_from_the_speeds_and_kept():
     late = config.build("afedpg", {"env": "probe/delayed", "num_clients": 40, "speed": "linear"})
-    chosen = assemble.with_lanes(late)
+    chosen = timing.with_lanes(late)
     assert chosen.clients_per_round == round(0.75 * np.sum(1 / np.linspace(1, 4, 40)))
-    assert assemble.with_lanes(chosen) == chosen
-    assert assemble.with_lanes(replace(late, restart="abort", buffer=7)).clients_per_round == 7
+    assert timing.with_lanes(chosen) == chosen
+    assert timing.with_lanes(replace(late, restart="abort", buffer=7)).clients_per_round == 7
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_lanes_are_chosen_from_the_speeds_and_kept():
 )
 def test_a_clock_that_would_overflow_says_so(values, message):
     with pytest.raises(config.ConfigError) as caught:
-        assemble.with_lanes(replace(SMALL, **values))
+        timing.with_lanes(replace(SMALL, **values))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.config import Config, build, presets
 from fedjax_rl.envs import engine
-from fedjax_rl.federation import clock, simulate
+from fedjax_rl.federation import clock, plan, simulate
 from fedjax_rl.federation.times import durations
 from fedjax_rl.host.numerics import root_key
-from fedjax_rl.runs import assemble, loop
+from fedjax_rl.runs import assemble, loop, timing
 
 SIZES, EPISODES, ROUNDS = (8, 40, 200), 10, 5
 COHORT = 40  # clients of a synchronous round, at most
@@ -27,7 +27,7 @@ def asynchronous(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -
         late = build("afedpg", presets.preset("laptop", "afedpg", env), common, {"num_clients": n})
         plain = {"num_clients": n, "clients_per_round": cohort}
         waiting = build("fedavg", presets.preset("fedpg", "fedavg", env), common, plain)
-        rows.append(compared("AFedPG", assemble.with_lanes(late), waiting, repeats))
+        rows.append(compared("AFedPG", timing.with_lanes(late), waiting, repeats))
     late = build("fedavg", presets.preset("fedbuff", "fedavg", env), common)
     waiting = build("fedavg", presets.preset("laptop", "fedavg", env), common, {"clients_per_round": late.buffer})
     return [*rows, compared("FedBuff", late, waiting, repeats)]
@@ -75,11 +75,11 @@ def rounds(config: Config, jobs: list[float]) -> Callable[[], Any]:
 
 def plans(config: Config) -> Callable[[], Any]:
     """() -> the clock after ROUNDS plans, which knows no parameters."""
-    schedule, key = assemble.schedule_of(config), root_key(0)
-    pace = assemble.pace_of(vars(config))
+    schedule, key = timing.schedule_of(config), root_key(0)
+    pace = timing.pace_of(vars(config))
     duration = durations(simulate.stream(key, simulate.DELAY), pace.speeds(key, config.num_clients), pace.noise)
     scores = lambda draw: jax.random.uniform(simulate.stream(key, simulate.SELECT, draw), (config.num_clients,))
-    step = jax.jit(lambda now: clock.plan(schedule, duration, scores, now))
+    step = jax.jit(lambda now: plan.plan(schedule, duration, scores, now))
     at = [jax.jit(lambda: clock.start(schedule, duration))()]
 
     def call() -> Any:

@@ -17,7 +17,7 @@ from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.finished import spent
 from fedjax_rl.reports.tables import report
-from fedjax_rl.runs import checkpoint, loop, records, rundir, runner, scoring, trackers, visited
+from fedjax_rl.runs import checkpoint, loop, records, rundir, runner, scoring, silence, trackers, visited
 from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
@@ -169,7 +169,7 @@ def _how_heard(runs: Mapping[Path, Config]) -> int:
     """The exit code of trainings that came to their end: UNHEARD, and a line, where one learned nothing at the end."""
     code = DONE
     for path, config in runs.items():
-        rounds = loop.silence(path, config)
+        rounds = silence.at_the_end(path, config)
         if rounds:
             code = UNHEARD
             _warn(

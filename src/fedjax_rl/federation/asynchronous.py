@@ -10,9 +10,10 @@ import optax
 from fedjax_rl import trees
 from fedjax_rl.federation import clock as clocks
 from fedjax_rl.federation import placement
-from fedjax_rl.federation.clock import Clock, Lanes, Schedule
+from fedjax_rl.federation.clock import Clock, Schedule
 from fedjax_rl.federation.exchange import Exchange
 from fedjax_rl.federation.metrics import ARRIVALS, Work, of_round
+from fedjax_rl.federation.plan import Lanes, plan
 from fedjax_rl.federation.simulate import (
     AGGREGATE,
     DELAY,
@@ -127,7 +128,7 @@ class _Federation(NamedTuple):
         def scores(draw: Array) -> Array:
             return jax.random.uniform(stream(state.key, SELECT, draw), (self.exchange.num_clients,))
 
-        clock, lanes = clocks.plan(self.schedule, duration, scores, state.clock, pause)
+        clock, lanes = plan(self.schedule, duration, scores, state.clock, pause)
         first = jnp.where(lanes.valid, jnp.arange(lanes.valid.size), 0)
         slot, client, job, fresh = trees.take((lanes.slot, lanes.client, lanes.job, lanes.fresh), first)
         return clock, lanes._replace(slot=slot, client=client, job=job, fresh=fresh)

@@ -3,7 +3,6 @@
 It runs a group, whose members differ in seed and floats; a single run is a group of one.
 """
 
-import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -19,12 +18,10 @@ from fedjax_rl.config.sources import to_toml
 from fedjax_rl.federation import metrics, placement, simulate
 from fedjax_rl.host import exits, signals
 from fedjax_rl.host.signals import Interrupted
-from fedjax_rl.runs import checkpoint, nan_dump, records, rundir, scoring
+from fedjax_rl.runs import checkpoint, nan_dump, records, rundir, scoring, silence
 from fedjax_rl.runs.assemble import Group, initial_states, round_of
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Recorder
-
-LONG_SILENCE = 10  # rounds without a client that was heard, at the end of a run, after which it is no success
 
 
 class Diverged(exits.Refusal):
@@ -115,7 +112,7 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
             compile_s = 0.0
             _dump(group, earlier, rows, before, members, reporter)
             asked = _record(rows, participants, before, np.asarray(alive), members, reporter)
-            silent |= _say_silence(rows, before & ~silent, members, reporter)
+            silent |= silence.say(rows, before & ~silent, members, reporter)
             over = all(members[i].config.is_over(rows[i]) for i in np.flatnonzero(alive))
             is_last, scores = number == config.rounds or over, {}
             if config.eval_every and number % config.eval_every == 0 and not is_last:
@@ -222,36 +219,6 @@ def _save(states, alive, members, number, scores) -> None:
             config=to_toml(config),
             keep_every=config.keep_every,
         )
-
-
-def _say_silence(rows, who, members, reporter) -> np.ndarray:
-    """Say of each member among `who` that nobody was heard in this round; the members [G] of which it is so."""
-    silent = np.array([_nobody_heard(row, one.config) for row, one in zip(rows, members, strict=True)]) & who
-    for i in np.flatnonzero(silent):
-        row = rows[i]
-        reporter.warn(
-            f"{members[i].directory}: nobody was heard in round {row['round']} "
-            f"({row['health/nonfinite_clients']} of {_worked(row, members[i].config)} clients were not finite): "
-            "the server stays as it is; this is said once"
-        )
-    return silent
-
-
-def _nobody_heard(row: dict[str, Any], config: Config) -> bool:
-    """Did nobody's work count, of all who worked?"""
-    return row.get("health/dropped_clients") == _worked(row, config)
-
-
-def _worked(row: dict[str, Any], config: Config) -> int:
-    """How many clients worked in a round."""
-    return round(row.get("clock/lanes", 1.0) * config.clients_per_round)
-
-
-def silence(directory: Path, config: Config) -> int:
-    """The number of rounds at the end of a run in which nobody was heard, if it is long or the whole run; else 0."""
-    rows = records.read(directory / rundir.METRICS).rows
-    count = sum(1 for _ in itertools.takewhile(lambda row: _nobody_heard(row, config), reversed(rows)))
-    return count if count >= min(LONG_SILENCE, len(rows)) else 0
 
 
 def _dump(group, states, rows, alive, members, reporter) -> None:

@@ -24,10 +24,10 @@ from fedjax_rl.runs.assemble import (
     make_group,
     make_run,
     static_fields,
-    with_lanes,
 )
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
+from fedjax_rl.runs.timing import with_lanes
 
 NO_HOOKS = Hooks()
 MEMORY_SHARE = 0.8  # of what is available, for the program of a round
