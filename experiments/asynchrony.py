@@ -10,7 +10,6 @@ devices have the other task. stale: FMRL where old messages count for less, and 
 Rates are tuned on two seeds that are not reported, each method's over the same grid, by the return over all of the run.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -340,7 +339,6 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
         note = f"scale {scale.name}: {' or '.join(map(str, counts))} seeds a line"
         text = [f"# {name}", "", f"{note}; ±: 95 % t-interval over seeds.", "", *table(scores, rates, part)]
         (out / f"{name}.md").write_text("\n".join(text))
-        (out / f"{name}.json").write_text(json.dumps(scores, indent=1) + "\n")
         draw(out, part, out / f"{name}.png", note)
         print("\n".join(text))
 

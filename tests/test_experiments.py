@@ -321,9 +321,8 @@ def test_the_repository_has_no_path_with_a_space_or_a_comma():
 def test_every_part_of_a_federation_on_a_clock_makes_its_table_and_figure(part, tmp_path):
     asynchrony.experiment(common.SCALES["tiny"], tmp_path, (), (part,))
     assert (tmp_path / f"{part}.png").stat().st_size > 10_000
-    scores = json.loads((tmp_path / f"{part}.json").read_text())
-    assert all(len(values) == 2 for lines in scores.values() for of in lines.values() for values in of.values())
-    assert (tmp_path / f"{part}.md").read_text().count("| ") > 20
+    rows = [line for line in (tmp_path / f"{part}.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) >= 3 and all(" ± " in row or row.startswith("| |") or "never" in row for row in rows)
 
 
 def test_a_curve_is_the_mean_of_equal_parts_of_its_axis(tmp_path):
