@@ -152,6 +152,19 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "plan / round": "plan_of_round",
         },
     ),
+    "P13": (
+        "Trust (P13): what a way of sending or combining adds to a round",
+        {
+            "what": "what",
+            "environment": "env",
+            "engine": "backend",
+            "selected clients": "clients_per_round",
+            "parameters": "parameters",
+            "alone [s]": "part_s",
+            "a round [s]": "round_s",
+            "share of a round": "share_of_round",
+        },
+    ),
 }
 
 

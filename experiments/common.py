@@ -25,7 +25,7 @@ from fedjax_rl.runs import records, rundir
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
 METHODS = ("fmrl", "pfedme", "fedavg", "fedrep", "ditto")
 TUNING_SEEDS = (100, 101)
-HORIZON = {"half_cheetah": 200, "ant": 100, "gymnax/CartPole-v1": 500, "gymnax": 500, "gym": 1000}
+HORIZON = {"half_cheetah": 200, "ant": 100, "navigation": 100, "gymnax/CartPole-v1": 500, "gymnax": 500, "gym": 1000}
 # Panels of figures: metric, title. A round's own clients after one step: only of methods that sample there.
 SELECTED = ("train/return/adapt_1", "selected clients after one step")
 EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")

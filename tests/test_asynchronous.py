@@ -7,18 +7,20 @@ import optax
 import pytest
 
 from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
-from fedjax_rl.federation import aggregators, simulate
+from fedjax_rl.config import CONFIGS
+from fedjax_rl.federation import aggregators, attacks, simulate
 from fedjax_rl.federation.asynchronous import make_async_simulation
 from fedjax_rl.federation.clock import Schedule
+from fedjax_rl.federation.exchange import Wires
 from fedjax_rl.federation.staleness import Discount
 from fedjax_rl.federation.times import EQUAL, Pace
 from fedjax_rl.host import registry
 from fedjax_rl.host.exits import ConfigError
-from fedjax_rl.types import Stats
+from fedjax_rl.types import Attack, Stats
 from test_clock import one_by_one
 
 pytestmark = pytest.mark.usefixtures("x64")
-ALONE = [name for name in registry.OWN["algorithm"] if name not in ("fedhpd", "dpa_fedrl")]
+ALONE = [name for name in registry.OWN["algorithm"] if not CONFIGS[name].refuses_async]
 
 
 def noisy(params, task, key):
@@ -63,7 +65,9 @@ def assert_same(x, y, rtol=1e-12):
 def test_who_wait_for_all_of_equal_speed_are_the_synchronous_federation(name):
     """K = C = N and `update`: identity 1 of every algorithm, its clients' states and its metrics too."""
     algorithm = make(name, problem=NOISY, **({} if name == "independent" else {"server_opt": optax.adam(0.1)}))
-    clipped = {"uplink": optax.clip_by_global_norm(0.1), "dropout": 0.3}
+    downlink = lambda shared, key: jax.tree.map(lambda x: x + 0.01 * jax.random.normal(key, x.shape, x.dtype), shared)
+    attack = Attack(0.3, attacks.forge("noise", 2.0, aggregators.mean())) if name == "scaffold" else None
+    clipped = {"wires": Wires(optax.clip_by_global_norm(0.1), downlink=downlink), "attack": attack, "dropout": 0.3}
     plain = all_rounds(federation(algorithm, pace=EQUAL, **clipped), 5)
     other = all_rounds(asynchronous(algorithm, Schedule(6, 6, 6, 1, restart="update"), **clipped), 5)
     assert_same(other[0].server, plain[0].server)
@@ -243,7 +247,7 @@ def test_a_round_keeps_one_model_for_each_job_and_no_more():
 
 def test_what_is_kept_between_jobs_needs_the_restart_at_updates():
     uplink = optax.trace(0.9)
-    simulation = asynchronous(make("fedavg"), Schedule(4, 4, 2, 1), uplink=uplink)
+    simulation = asynchronous(make("fedavg"), Schedule(4, 4, 2, 1), wires=Wires(uplink))
     with pytest.raises(ConfigError, match="restart: uplinks here keep something"):
         simulation.init(jax.random.key(0))
-    asynchronous(make("fedavg"), Schedule(4, 4, 2, 1, "update"), uplink=uplink).init(jax.random.key(0))
+    asynchronous(make("fedavg"), Schedule(4, 4, 2, 1, "update"), wires=Wires(uplink)).init(jax.random.key(0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl import config
-from fedjax_rl.bench import bench, rows, show
+from fedjax_rl.bench import bench, rows, show, trust
 from fedjax_rl.bench.physics import one_step_error
 from fedjax_rl.bench.round import make_replay, make_sampling
 from fedjax_rl.cli import main
@@ -103,6 +103,15 @@ def test_unlike_networks_are_timed_beside_one_and_beside_a_loop():
     few, alone = bench("kinds", ENV, "auto", (1,), 1)
     assert few["episodes"] == 1 and few["speed_of_one_kind"] == few["one_kind_s"] / few["ten_kinds_s"]
     assert alone["loop_over_program"] == alone["a_loop_over_agents_s"] / alone["one_program_s"] > 1
+
+
+@pytest.mark.nightly
+def test_what_trust_costs_is_set_beside_a_round():
+    rows = bench("trust", ENV, "auto", (4,), 1)
+    assert {row["what"] for row in rows} == {*trust.CASES}
+    for row in rows:
+        assert row["clients_per_round"] == 4 and row["parameters"] > 1000
+        assert row["share_of_round"] == row["part_s"] / row["round_s"]
 
 
 @pytest.mark.nightly

@@ -106,7 +106,7 @@ def test_the_efficient_presets_rate_falls_as_was_chosen_for_the_environment():
 def test_on_ant_every_preset_but_the_papers_adapts_faster():
     found = {name: config.build("fmrl", presets.preset(name, "fmrl", "ant/velocity")) for name in presets.PRESETS}
     values = {name: (c.inner_lr, c.gae_lambda) for name, c in found.items()}
-    own = ("fedhpd-cartpole", "fedhpd-lunarlander")  # for environments of their own
+    own = ("fedhpd-cartpole", "fedhpd-lunarlander", "fedpg-br-cartpole")  # for environments of their own
     assert values == {name: (0.1, 1.0) if name in ("paper", *own) else (0.5, 0.9) for name in presets.PRESETS}
     reptile = presets.preset("laptop", "reptile", "ant/direction")
     assert reptile["local_lr"] == reptile["inner_lr"] and reptile["max_change_norm"] == pytest.approx(500 * 0.002)
@@ -144,22 +144,36 @@ SCHEDULES = [
 ]
 
 
+TRUSTED = [
+    {"compress": "top_k", "feedback": "ef21", "downlink_bits": 7, "attack": "reward_flip", "aggregator": "norm_clip"},
+    {"selection": "stratified", "aggregator": "centered_clip", "nan_dump": 3, "attack": "obs_noise", "byzantine": 0.1},
+    {"dp_clip": 0.3, "dp_noise": 1.5, "dp_delta": 1e-12, "dp_where": "local"},
+]
+
+
 @pytest.mark.parametrize("algorithm", CONFIGS)
 def test_toml_round_trips(algorithm, tmp_path):
     rng, path = random.Random(0), tmp_path / "config.toml"
-    clocked = {item.name for item in fields(config.Config)} & {*schedules.ASYNC, "schedule", "wait_for", "max_time"}
+    names = {item.name for item in fields(CONFIGS[algorithm])}
+    clocked = {*schedules.ASYNC, "schedule", "wait_for", "max_time"}
+    trusting = {name for name in names if name.startswith(("secagg_", "dp_"))}
+    trusting |= {"selection", "aggregator", "byzantine", "attack", "compress", "feedback", "downlink_bits", "nan_dump"}
     for i in range(40):
-        values = {
-            item.name: _random_value(item, rng) for item in fields(CONFIGS[algorithm]) if item.name not in clocked
-        }
+        free = [item for item in fields(CONFIGS[algorithm]) if item.name not in clocked | trusting]
+        values = {item.name: _random_value(item, rng) for item in free}
+        values |= {key: value for key, value in TRUSTED[i % len(TRUSTED)].items() if key in names}
         values["clients_per_round"] = max(1, values["clients_per_round"])
         values |= SCHEDULES[0 if CONFIGS[algorithm].refuses_async else i % len(SCHEDULES)]
+        if values["schedule"] == "async":
+            values = {key: value for key, value in values.items() if not key.startswith("dp_")}
         for small in ("clients_per_round", "eval_clients", "final_clients", "client_batch"):
             values[small] = min(values[small], values["num_clients"])
             if not issubclass(CONFIGS[algorithm], ChangeConfig) and values["critic"] == "local":
                 values["critic"] = "linear"
             if CONFIGS[algorithm].refuses_stragglers or values["local_steps"] == 1:
                 values["stragglers"] = 0.0
+        if algorithm == "npg_admm":
+            values |= {"clients_per_round": values["num_clients"], "dropout": 0.0}
         made = config.build(algorithm, values)
         path.write_text(layers.to_toml(made))
         assert layers.load(path) == made

@@ -16,15 +16,17 @@ def test_selection_is_ordered_unique_and_uniform(name):
     The order is that of the ids; by kind, that of the ids modulo M.
     """
     n, m, draws = 12, 4, 4000
-    ids = jax.jit(jax.vmap(lambda k: selection.SELECTIONS[name](k, n, m)))(jax.random.split(jax.random.key(0), draws))
+    keys = jax.random.split(jax.random.key(0), draws)
+    ids, chosen = jax.jit(jax.vmap(lambda k, r: selection.SELECTIONS[name](k, r, n, m)))(keys, jnp.arange(draws))
     assert (np.diff(ids % m if name == "by_kind" else ids, axis=1) > 0).all()
-    shares = np.bincount(np.asarray(ids).ravel(), minlength=n) / draws
+    shares = np.bincount(np.asarray(ids)[np.asarray(chosen)], minlength=n) / draws
     np.testing.assert_allclose(shares, m / n, atol=6 * np.sqrt(m / n * (1 - m / n) / draws))
 
 
 def test_a_stratified_cohort_is_balanced_and_within_range():
     """Ten clients in four strata: sizes 3, 3, 2, 2; every draw holds one id of each residue, and each id can come."""
-    ids = np.asarray(jax.vmap(lambda k: selection.stratified(k, 10, 4))(jax.random.split(jax.random.key(1), 500)))
+    ids, _ = jax.vmap(lambda r: selection.stratified(jax.random.key(1), r, 10, 4))(jnp.arange(500))
+    ids = np.asarray(ids)
     np.testing.assert_array_equal(np.sort(ids % 4, axis=1), np.broadcast_to(np.arange(4), ids.shape))
     np.testing.assert_array_equal(np.unique(ids), np.arange(10))
 

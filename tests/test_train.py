@@ -246,7 +246,8 @@ def test_rates_are_taken_in_order(run):
 def test_every_algorithm_runs_a_round_and_counts_its_samples(algorithm):
     shared = {item.name: getattr(SMALL, item.name) for item in fields(Config)}
     shared |= {"distill": "none"} if algorithm == "fedhpd" else {}  # else it needs public states
-    shared |= {"local_steps": 1} if algorithm == "lapg" else {}
+    shared |= {"local_steps": 1} if algorithm in ("lapg", "npg_admm", "fedpg_br") else {}
+    shared |= {"num_clients": 2, "eval_clients": 2} if algorithm == "npg_admm" else {}  # all, in every round
     run = assemble.make_run(CONFIGS[algorithm](**shared))
     state, measured = simulate.run_rounds(run.simulation, assemble.initial_state(run), 1)
     assert int(state.round) == 1

@@ -64,6 +64,11 @@ class Problem(NamedTuple):
       divergence: (parameters, consensus, obs [S, O]) -> (), how far the policy is from what others said of them, mean.
       distance: the same, by the squared difference of what it says and they said, summed and averaged over the S.
       walk: through the clients' environment, for a server that acts.
+      kl: (parameters, at, batch) -> () in nats, KL(pi_at || pi_parameters), mean over the batch's valid steps. Its
+        Hessian in the parameters, taken where they are `at`, is the Fisher matrix.
+      ratio: (parameters, batch) -> (), pi_parameters(a | s) / pi_sampled(a | s), mean over the batch's valid steps.
+      server_sample: (parameters, key, count) -> a batch of `count` episodes that the server lives through, each in a
+        task of its own, drawn as the clients' are.
     """
 
     init: Callable[[Key], Params]
@@ -74,6 +79,9 @@ class Problem(NamedTuple):
     divergence: Callable[[Params, Tree, Array], Array] | None = None
     distance: Callable[[Params, Tree, Array], Array] | None = None
     walk: Walk | None = None
+    kl: Callable[[Params, Params, Batch], Array] | None = None
+    ratio: Callable[[Params, Batch], Array] | None = None
+    server_sample: Callable[[Params, Key, int], Batch] | None = None
 
 
 class Server(NamedTuple):
@@ -152,7 +160,27 @@ class Aggregator(NamedTuple):
       init: message -> what the aggregator keeps between rounds; () when it keeps nothing.
       update: (messages [M, ...], weights [M], state, key) -> (message, state). A weight of 0 is a client that was not
         heard; its message is all zeros.
+      at_least: how many clients must be heard for a message to exist at all; where fewer are, the server does not
+        move. 0: it exists also when nobody was heard, so that a server that sees only it cannot tell.
+      show: state -> what a round's metrics show of it, () each.
     """
 
     init: Callable[[Message], Tree]
     update: Callable[[Message, Array, Tree, Key], tuple[Message, Tree]]
+    at_least: int = 1
+    show: Callable[[Tree], Metrics] = lambda state: {}
+
+
+class Attack(NamedTuple):
+    """What some of the clients do to harm the others.
+
+    Attributes:
+      share: () of the N clients that are malicious, 0 to 1. They are the same for the whole run.
+      forge: (messages [M, ...], honest [M], malicious [M], key) -> messages [M, ...], those of the malicious replaced.
+        `honest` are the others that were heard; all see their messages. A message that was not heard is all zeros.
+      in_world: is a task {"task", "malicious": ()} where clients train, for an environment that lies to the malicious?
+    """
+
+    share: Array | float
+    forge: Callable[[Message, Array, Array, Key], Message]
+    in_world: bool = False

@@ -41,6 +41,9 @@ PROBLEM = Problem(
     divergence=lambda params, consensus, obs: 0.5 * jnp.mean((say(params, obs) - consensus) ** 2),
     distance=lambda params, consensus, obs: jnp.mean((say(params, obs) - consensus) ** 2),
     walk=WALK,
+    kl=lambda params, at, batch: 0.5 * batch["a"] * jnp.sum((params["x"] - at["x"]) ** 2),
+    ratio=lambda params, batch: jnp.ones(()),
+    server_sample=lambda params, key, count: {"a": jnp.ones(()), "u": jnp.zeros(3)},
 )
 PUBLIC_STATES = np.random.default_rng(0).normal(size=(8, 3))
 
@@ -62,6 +65,7 @@ def make(name, *, server_opt=None, problem=PROBLEM, **settings):
         "local_steps": STEPS,
         "inner_lr": INNER_LR,
         "public_states": PUBLIC_STATES,
+        "inner_steps": 1.0,  # the number of a server's steps is drawn; a mean of 1 is always 1
     }
     return factory(problem, **{key: value for key, value in usual.items() if key in taken} | settings)
 
@@ -72,6 +76,5 @@ def federation(algorithm, n=6, m=6, **options):
         num_clients=n,
         clients_per_round=m,
         sample_tasks=sample_tasks,
-        aggregator=aggregators.mean(),
-        **options,
+        **{"aggregator": aggregators.mean(), **options},
     )

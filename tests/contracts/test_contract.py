@@ -10,6 +10,7 @@ from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
 from fedjax_rl import trees
 from fedjax_rl.config import CONFIGS
 from fedjax_rl.federation import evaluate, simulate
+from fedjax_rl.federation.exchange import Wires
 from fedjax_rl.host import registry
 from fedjax_rl.types import Aggregate
 
@@ -97,8 +98,8 @@ def test_a_silent_client_leaves_no_trace(name, fault):
         return upload, client, metrics
 
     tasks = federation(algorithm).init(jax.random.key(0)).tasks
-    uplink = optax.clip_by_global_norm(1e6) if fault == "1e300" else None
-    simulation = federation(algorithm._replace(client_update=update, exchanges=None), uplink=uplink)
+    wires = Wires(optax.clip_by_global_norm(1e6) if fault == "1e300" else None)
+    simulation = federation(algorithm._replace(client_update=update, exchanges=None), wires=wires)
     state = simulation.init(jax.random.key(0))
     after, metrics = simulation.round(state)
     changes = []
@@ -188,7 +189,8 @@ def test_the_configuration_knows_how_many_batches_a_client_samples(name):
         algorithm.client_update(
             server.shared, client, trees.take(sample_tasks(jax.random.key(2), 1), 0), jax.random.key(3)
         )
-    assert len(sampled) == CONFIGS[name](local_steps=1 if name == "lapg" else STEPS).batches
+    steps = 1 if name in ("lapg", "npg_admm", "fedpg_br") else STEPS
+    assert len(sampled) == CONFIGS[name](local_steps=steps).batches
 
 
 @every

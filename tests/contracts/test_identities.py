@@ -9,6 +9,7 @@ import pytest
 from contracts.quadratic import INNER_LR, LOCAL_LR, PROBLEM, STEPS, federation, make
 from fedjax_rl import trees
 from fedjax_rl.federation import selection, simulate
+from fedjax_rl.federation.exchange import Wires
 from fedjax_rl.types import Stats
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -89,7 +90,7 @@ def test_fedavg_with_the_mean_model_finds_the_federated_optimum():
 def test_uplink_is_applied_to_every_message_before_the_mean():
     """Clipping each change to norm c, then averaging: |server change| <= c, and equals the mean of the clipped."""
     clip = 0.01
-    simulation = federation(make("fedavg"), uplink=optax.clip_by_global_norm(clip))
+    simulation = federation(make("fedavg"), wires=Wires(optax.clip_by_global_norm(clip)))
     state = simulation.init(jax.random.key(0))
     after, _ = simulation.round(state)
     algorithm, changes = make("fedavg"), []
@@ -103,7 +104,7 @@ def test_uplink_is_applied_to_every_message_before_the_mean():
 
 def test_an_uplinks_memory_is_each_clients_own_and_lasts():
     """Momentum 0.9 on the way up, two of three clients a round: a client's second message holds its first."""
-    simulation = federation(make("fedavg", server_opt=optax.sgd(0.0)), n=3, m=2, uplink=optax.trace(0.9))
+    simulation = federation(make("fedavg", server_opt=optax.sgd(0.0)), n=3, m=2, wires=Wires(optax.trace(0.9)))
     state = simulation.init(jax.random.key(2))
     changes = [
         make("fedavg").client_update(state.server.shared, (), trees.take(state.tasks, i), state.key)[0].message["x"]
@@ -111,8 +112,8 @@ def test_an_uplinks_memory_is_each_clients_own_and_lasts():
     ]
     memory = np.zeros((3, 3))
     for _ in range(4):
-        key = simulate.stream(state.key, simulate.SELECT, state.round)
-        for i in np.asarray(selection.uniform(key, 3, 2)):
+        key = jax.random.fold_in(state.key, simulate.SELECT)
+        for i in np.asarray(selection.uniform(key, state.round, 3, 2)[0]):
             memory[i] = 0.9 * memory[i] + np.asarray(changes[i])
         state, _ = simulation.round(state)
         np.testing.assert_allclose(jax.tree.leaves(state.uplink)[0], memory, rtol=1e-12)

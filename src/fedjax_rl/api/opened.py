@@ -59,11 +59,12 @@ class Run:
         """Returns of the last evaluation: {"eval": [N, k+1], "eval_new": [n, k+1]}; {} where there was none.
 
         They are undiscounted returns of an episode, before adaptation and after each of k steps. "eval": the
-        federation's clients. "eval_new": n clients that were never trained on.
+        federation's clients. "eval_new": n clients that were never trained on. Under attack, "eval" is of the honest
+        clients, and "eval_malicious" of the others.
         """
         rows = scoring.finals(self.path)
         found = rows[-1] if rows else {}
-        names = [name for name in ("eval", "eval_new") if f"{name}/returns" in found]
+        names = [name for name in records.EVALUATED if f"{name}/returns" in found]
         return {name: np.array(found[f"{name}/returns"], float) for name in names}
 
     @pinned()

@@ -98,10 +98,10 @@ def register_aggregator(factory: Factory, name: str | None = None) -> Factory:
 
     >>> import jax, jax.numpy as jnp
     >>> @register_aggregator
-    ... def median():
-    ...     middle = lambda messages: jax.tree.map(lambda m: jnp.median(m, axis=0), messages)
-    ...     return Aggregator(lambda message: (), lambda messages, weights, state, key: (middle(messages), state))
-    >>> median().update(jnp.array([1.0, 2.0, 9.0]), jnp.ones(3), (), None)[0].item()
+    ... def middle():
+    ...     half = lambda messages: jax.tree.map(lambda m: jnp.median(m, axis=0), messages)
+    ...     return Aggregator(lambda message: (), lambda messages, weights, state, key: (half(messages), state))
+    >>> middle().update(jnp.array([1.0, 2.0, 9.0]), jnp.ones(3), (), None)[0].item()
     2.0
     """
     return registry.register("aggregator", factory, name)

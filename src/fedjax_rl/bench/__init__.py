@@ -26,6 +26,7 @@ WHERE = {
     "envs": "envs",
     "kinds": "kinds",
     "async": "asynchronous",
+    "trust": "trust",
 }
 MEASURE = {"async": "asynchronous"}  # the function, where its name cannot be the benchmark's
 FACTS = ("versions", "device", "devices", "cores", "git")

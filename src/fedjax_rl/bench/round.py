@@ -97,8 +97,8 @@ def make_sampling(run: assemble.Assembled, state: simulate.State, keep=lambda ba
     The policies of the second are adapted here, once: adapting is a part of its own. What is not kept is not computed.
     """
     key = simulate.stream(state.key, simulate.UPDATE, state.round)
-    select = simulate.stream(state.key, simulate.SELECT, state.round)
-    ids = simulate.selection.uniform(select, run.config.num_clients, run.config.clients_per_round)
+    select = jax.random.fold_in(state.key, simulate.SELECT)
+    ids, _ = simulate.selection.uniform(select, state.round, run.config.num_clients, run.config.clients_per_round)
     shared = state.server.shared
 
     tasks = trees.take(state.tasks, ids)

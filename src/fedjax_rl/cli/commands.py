@@ -17,7 +17,7 @@ from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.finished import spent
 from fedjax_rl.reports.tables import report
-from fedjax_rl.runs import checkpoint, loop, records, rundir, runner, scoring, silence, trackers, visited
+from fedjax_rl.runs import checkpoint, loop, privacy, records, rundir, runner, scoring, silence, trackers, visited
 from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
@@ -185,13 +185,17 @@ def _print_result(result: loop.Result, directory: Path, minutes: float, as_json:
     clock = spent(records.read(directory / rundir.METRICS).rows)
     if as_json:
         record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes, **clock}
+        record |= privacy.spent(rundir.open_run(directory), rounds)
         output.result(json.dumps({**record, **result.summaries}), kept)
         return
-    labels = {"eval": "all clients", "eval_new": "new clients"}
+    labels = {"eval": "all clients", "eval_malicious": "malicious clients", "eval_new": "new clients"}
+    if "eval_malicious" in result.summaries:
+        labels["eval"] = "honest clients"
     table = statistics.table({labels[name]: summary for name, summary in result.summaries.items()})
     about = f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes"
     times = "".join(f"\n{name.replace('_', ' '):<14}{value:>12,.1f}" for name, value in clock.items())
-    output.result(f"{table}{times}\n{output.printable(about)}", kept)
+    claim = privacy.claim(rundir.open_run(directory), rounds)
+    output.result("\n".join([table + times, output.printable(about), *filter(None, [claim])]), kept)
 
 
 def _warn(line: str) -> None:

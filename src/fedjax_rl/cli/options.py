@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from fedjax_rl.cli.parse import MachineOptions, options, parse
-from fedjax_rl.config import CONFIGS, Config, ConfigError, nearest
+from fedjax_rl.config import CONFIGS, Config, ConfigError, nearest, trust
 from fedjax_rl.config.options import SERVER_NAMES
 from fedjax_rl.config.presets import PRESETS
 from fedjax_rl.host import output, registry
@@ -168,19 +168,32 @@ class ShowOptions:
     json: bool = False  # print JSON
 
 
-BENCHES = ("physics", "update", "round", "run", "memory", "scaling", "compile", "peers", "envs", "kinds", "async")
+BENCHES = (
+    "physics",
+    "update",
+    "round",
+    "run",
+    "memory",
+    "scaling",
+    "compile",
+    "peers",
+    "envs",
+    "kinds",
+    "async",
+    "trust",
+)
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """Measure this machine. Rows say versions and device. Nothing else should run meanwhile."""
 
-    # physics, update, round, run, memory, scaling, compile, peers, envs, kinds or async
+    # physics, update, round, run, memory, scaling, compile, peers, envs, kinds, async or trust
     what: tyro.conf.Positional[str]
     env: str = "half_cheetah/direction"  # task family on MuJoCo
     backend: str = "auto"  # physics: auto, native, fused or mjx
-    # environments (physics, envs), episodes (kinds), clients (async), selected clients (update, round, peers), seeds
-    # (run), devices (scaling), N,M,... (memory)
+    # environments (physics, envs), episodes (kinds), clients (async), selected clients (update, round, peers, trust),
+    # seeds (run), devices (scaling), N,M,... (memory)
     sizes: str | None = None
     repeats: int = 5  # timed calls of each, taken in turn; medians are shown
     out: Path | None = None  # also write the rows to this JSON file
@@ -230,6 +243,8 @@ def show_list(as_json: bool) -> int:
         "environments": [*registry.names("environment"), *theirs, *registry.guests("environment")],
         "policies": [*registry.names("policy"), *registry.guests("policy")],
         "aggregators": [*registry.names("aggregator"), *registry.guests("aggregator")],
+        "attacks": [*trust.MESSAGE_ATTACKS, *trust.WORLD_ATTACKS],
+        "compressors": [name for name in trust.COMPRESSORS if name != "none"],
         "presets": list(PRESETS),
         "server optimizers": list(SERVER_NAMES),
     }

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from fedjax_rl.config.gradients import FedPgBrConfig, NpgAdmmConfig, NpgConfig
 from fedjax_rl.config.late import AFedPgConfig, FedAsyncConfig, LapgConfig, NigtConfig
 from fedjax_rl.config.options import BIG, ChangeConfig, Config, ServerConfig
 from fedjax_rl.config.rules import name, nearest, number, plain
@@ -182,6 +183,9 @@ _CLASSES = (
     NigtConfig,
     FedAsyncConfig,
     LapgConfig,
+    NpgConfig,
+    NpgAdmmConfig,
+    FedPgBrConfig,
 )
 CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedjax_rl.config.options import BIG, SERVER_NAMES, Config, ServerConfig
+from fedjax_rl.config.options import BIG, SERVER_NAMES, Config, SendingConfig, ServerConfig
 from fedjax_rl.config.rules import name, number, plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class NigtConfig(Config):
+class NigtConfig(SendingConfig):
     """NIGT: normalised policy gradients with momentum and look-ahead, by Rennala's or Malenia's schedule."""
 
     algorithm: ClassVar[str] = "nigt"

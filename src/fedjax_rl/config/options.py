@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from fedjax_rl.config import kinds, schedules
+from fedjax_rl.config import kinds, schedules, trust
 from fedjax_rl.config.rules import ConfigError, checked, name, number, plain, registered
 
 SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "rmsprop", "sgd")
@@ -22,7 +22,9 @@ LATER = frozenset(
     "selection max_change_norm policy kinds init std advantages reduction aggregator critic value_coef entropy_coef "
     "keep_every nan_dump dropout stragglers server_half_life final_clients schedule in_flight buffer restart harmonic "
     "staleness staleness_power hinge_after fair wait_for speed speed_ratio delay_noise up_bandwidth down_bandwidth "
-    "link_time max_time".split()
+    "link_time max_time attack attack_share attack_strength byzantine clip_radius filter_sigma secagg_bits secagg_min "
+    "secagg_range compress compress_ratio compress_bits compress_rank feedback client_momentum downlink_bits dp_clip "
+    "dp_noise dp_epsilon dp_delta dp_noise_kind dp_quantile dp_population dp_where".split()
 )
 
 
@@ -64,14 +66,28 @@ class Config:
     std: str = name("free", "free", "state")  # deviation of continuous actions: a free vector, or a head of the state
     # the policy's network: mlp (gaussian_mlp or categorical_mlp, as actions are), or your own as module:name
     policy: str = registered("policy", "mlp")
-    aggregator: str = registered("aggregator", "mean")  # how messages become one, or your own as module:name
+    # how messages become one: mean, or a rule that withstands malicious clients, see `fedjax-rl list`; or your own as
+    # module:name
+    aggregator: str = registered("aggregator", "mean")
+    byzantine: float = number(0.2, 0, 0.499)  # share of malicious clients that the rule should withstand
+    clip_radius: float = number(0.0, 0, 1e9)  # of centered_clip (0: the median distance)
+    filter_sigma: float = number(1.0, 0, 1e9, above=True)  # bound on a gradient's deviation, of the filter fedpg_br
+    secagg_bits: int = number(0, 0, 24)  # secure sums: bits of each number, as a fixed-point one (0: off; 20 is usual)
+    secagg_range: float = number(0.0, 0, 1e9)  # secure sums: largest size of an entry; larger ones are cut
+    secagg_min: int = number(0, 0, BIG)  # secure sums: clients that must be heard (0: two thirds of those selected)
+    # what malicious clients do, see `fedjax-rl list`: to their messages (sign_flip, boost, ...) or in their world
+    # (reward_flip, ...)
+    attack: str = name("none", "none", *trust.MESSAGE_ATTACKS, *trust.WORLD_ATTACKS)
+    attack_share: float = number(0.1, 0, 1)  # share of the clients that are malicious, the same for the whole run
+    attack_strength: float = number(1.0, 0, 1e6)  # strength of the attack (alie: z, 0 for the published one)
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     # clients selected in each round; asynchronous: arrivals computed together at most (0: chosen from the speeds)
     clients_per_round: int = number(40, 0, BIG)
     # how clients of a synchronous round are selected: uniform, stratified (one client of each id modulo
-    # clients_per_round), or by_kind (stratified, in the order of the kinds: for `kinds`)
-    selection: str = name("uniform", "uniform", "stratified", "by_kind")
+    # clients_per_round), by_kind (stratified, in the order of the kinds: for `kinds`), poisson (each by itself, so many
+    # in the mean) or cyclic (in groups, one after the other)
+    selection: str = name("uniform", "uniform", "stratified", "by_kind", "poisson", "cyclic")
     rounds: int = number(500, 1, BIG)  # communication rounds in all
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
@@ -133,6 +149,7 @@ class Config:
         if self.kinds and not self.keeps_models:
             raise ConfigError(f"kinds: not for {self.algorithm}, which sends models; take fedhpd or independent")
         schedules.refuse(self)
+        trust.refuse(self)
         lanes = ("clients_per_round",) if self.schedule == "sync" else ()
         for small in (*lanes, "eval_clients", "final_clients", "client_batch"):
             if getattr(self, small) > self.num_clients:
@@ -172,6 +189,25 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SendingConfig(Config):
+    """Options of the algorithms whose message is a change or a gradient, which may be sent in fewer bytes."""
+
+    # what a client sends of its message: all (none), its largest entries (top_k), random ones (random_k), all in few
+    # bits (quantise), their signs (sign), matrices of low rank (low_rank), or the largest in few bits (top_k+quantise)
+    compress: str = name("none", *trust.COMPRESSORS)
+    compress_ratio: float = number(0.01, 0, 1, above=True)  # share of the entries that top_k and random_k send
+    compress_bits: int = number(8, 2, 16)  # bits of an entry of quantise
+    compress_rank: int = number(2, 1, 64)  # rank of low_rank
+    # what a client does with what it did not send: forgets it (none), adds it to the next message (classic), or sends
+    # differences (ef21); auto: classic for top_k, sign, low_rank and top_k+quantise, none for the others
+    feedback: str = name("auto", "auto", "none", "classic", "ef21")
+    client_momentum: float = number(
+        0.0, 0, 1
+    )  # a client sends the running mean of its messages, of this decay (0: off)
+    downlink_bits: int = number(0, 0, 16)  # bits of a number that the server sends (0: all 32)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig(Config):
     """Options of the algorithms whose server absorbs messages."""
 
@@ -181,7 +217,18 @@ class ServerConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChangeConfig(ServerConfig):
+class ChangeConfig(ServerConfig, SendingConfig):
     """Options of the algorithms whose message is the change of a model."""
 
     max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
+    dp_clip: float = number(0.0, 0, 1e9)  # differential privacy: norm to which each change is clipped (0: off)
+    dp_noise: float = number(0.0, 0, 1e6)  # of it, the noise multiplier: deviation of the sum's noise [times dp_clip]
+    dp_epsilon: float = number(
+        0.0, 0, 1e6
+    )  # of it, the epsilon that all rounds may cost; it decides dp_noise (0: free)
+    dp_delta: float = number(1e-5, 0, 1, above=True)  # of it, the delta that goes with epsilon, below 1 / num_clients
+    # of it, noise drawn anew in each round (white), or such that rounds cancel each other's (banded, for cyclic)
+    dp_noise_kind: str = name("white", "white", "banded")
+    dp_quantile: float = number(0.0, 0, 1)  # of it, the share of the changes that an adapting clip leaves (0: it stays)
+    dp_population: int = number(0, 0, BIG)  # of it, clients that the noise is for, more than are simulated (0: as many)
+    dp_where: str = name("central", "central", "local")  # of it, who adds the noise: the server, or every client

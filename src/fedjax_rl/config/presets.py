@@ -89,6 +89,36 @@ _FEDHPD_LUNARLANDER = {
     "1x256-256:tanh:0.0003, 1x512:relu:0.0004, 1x64-128-64:tanh:0.0005, 1x32-32:relu:0.001, 1x512-512:tanh:0.0002, "
     "1x1024:relu:0.0001",
 }
+# Ten agents whose gradients are filtered, and a server that samples too (Fan et al., FedPG-BR, NeurIPS 2021). The scale
+# of gradients, on which filter_sigma depends, is that of the authors' code: whitened returns, mean over all steps.
+_FEDPG_BR_CARTPOLE = {
+    "env": "gymnax/CartPole-v1",
+    "num_clients": 10,
+    "clients_per_round": 10,
+    "rounds": 300,
+    "episodes": 16,
+    "local_steps": 1,
+    "local_lr": 0.001,
+    "inner_batch": 4,
+    "inner_steps": 5.0,
+    "server": "adam",
+    "server_lr": 0.001,
+    "inner_lr": 0.1,
+    "discount": 0.999,
+    "surrogate": "ratio",
+    "clip": 10.0,
+    "critic": "none",
+    "advantages": "whitened",
+    "hidden": (16, 16),
+    "activation": "relu",
+    "init": "torch",
+    "aggregator": "fedpg_br",
+    "byzantine": 0.4,
+    "filter_sigma": 0.06,
+    "new_clients": 0,
+    "adapt_steps": 0,
+    "save_every": 50,
+}
 # One gradient a client, of which the server makes a step: `fedavg` is then a policy gradient method.
 _GRADIENT = {**_LAPTOP, "local_steps": 1, "local_lr": 1.0, "max_change_norm": 0.0, "gae_lambda": 0.95}
 _FEDPG = {**_GRADIENT, "server": "sgd", "server_lr": 0.1}
@@ -124,6 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "afedpg-theory": {**_LAPTOP, "momentum": 0.001, "momentum_power": 0.8, "step_length": 0.5, "length_power": 1.0},
     "fedhpd-cartpole": _FEDHPD_CARTPOLE,
     "fedhpd-lunarlander": _FEDHPD_LUNARLANDER,
+    "fedpg-br-cartpole": _FEDPG_BR_CARTPOLE,
 }
 DEFAULT = "laptop"
 
@@ -138,7 +169,8 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
         values.pop("kinds", None)
     if config_class(algorithm).refuses_async:
         values = {key: value for key, value in values.items() if key not in ("schedule", *schedules.ASYNC)}
-        values["clients_per_round"] = values["clients_per_round"] or _LAPTOP["clients_per_round"]
+        if values.get("clients_per_round") == 0:
+            values["clients_per_round"] = _LAPTOP["clients_per_round"]
     if name != "paper" and "env" not in values and env is not None and env.startswith("ant/"):
         values |= _ANT
     if config_class(

@@ -1,23 +1,26 @@
 """The engine for clients that start and arrive at times of their own, on a virtual clock."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import clock as clocks
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.clock import Clock, Schedule
-from fedjax_rl.federation.exchange import Exchange
-from fedjax_rl.federation.metrics import ARRIVALS, Work, of_round
-from fedjax_rl.federation.plan import Lanes, plan
+from fedjax_rl.federation.exchange import PLAIN, Exchange, Keys, Wires
+from fedjax_rl.federation.metrics import Work, of_round
+from fedjax_rl.federation.plan import Lanes, plan, shown_of
 from fedjax_rl.federation.simulate import (
     AGGREGATE,
+    ATTACK,
     DELAY,
+    DOWNLINK,
     DROPOUT,
+    MALICIOUS,
     SELECT,
     SERVER,
     SPEED,
@@ -32,7 +35,7 @@ from fedjax_rl.federation.staleness import CONSTANT, Discount
 from fedjax_rl.federation.times import EQUAL, TICKS, Duration, Pace, durations
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.numerics import root_key
-from fedjax_rl.types import Aggregator, Algorithm, Array, Key, Metrics, Server, Tree, Upload
+from fedjax_rl.types import HEALTH, Aggregator, Algorithm, Array, Attack, Key, Metrics, Server, Tree, Upload
 
 
 def make_async_simulation(
@@ -44,13 +47,14 @@ def make_async_simulation(
     aggregator: Aggregator,
     pace: Pace = EQUAL,
     discount: Discount = CONSTANT,
-    uplink: optax.GradientTransformation | None = None,
+    wires: Wires = PLAIN,
+    attack: Attack | None = None,
     dropout: Array | float = 0.0,
 ) -> Simulation:
     """Make a federation of N clients, each of whom begins and arrives at times of its own.
 
     round: plan the next arrivals that depend on none of each other -> client_update on all of them side by side, each
-    on what it was sent when it began -> uplink on each message -> for every K of them in order: aggregate, and
+    on what it was sent when it began -> uplink on each message -> for every K of them in order: attack, aggregate, and
     server_update. The numbers are those of one arrival after another.
 
     A message that is dropped or not finite counts as an arrival, and has weight 0. So the clock never depends on what
@@ -68,7 +72,8 @@ def make_async_simulation(
       pace: how fast clients and links are. Under "abort" a client sends once an update: jobs then take no time on
         links, and the update takes that of the slowest.
       discount: what messages are multiplied by.
-      uplink: what every client applies to its message before sending. None: nothing.
+      wires: what becomes of messages on their way.
+      attack: what malicious clients do; None where there are none.
       dropout: probability that a message is lost, drawn for each client and job by itself.
 
     Returns:
@@ -77,7 +82,7 @@ def make_async_simulation(
     Raises:
       ConfigError: clients keep something, and the restart is not "update".
     """
-    exchange = Exchange(algorithm, aggregator, optax.identity() if uplink is None else uplink, num_clients)
+    exchange = Exchange(algorithm, aggregator, wires, num_clients, attack)
     if schedule.restart != "update":
         shared = jax.eval_shape(algorithm.init, root_key(0)).shared
         _refuse_memory("clients", jax.eval_shape(algorithm.init_client, shared, root_key(0), 0))
@@ -108,7 +113,8 @@ class _Federation(NamedTuple):
     def times(self, key: Key, server: Server, message: Tree) -> tuple[Duration, Array]:
         """(How long a job takes, how many ticks an update does)."""
         speeds = self.pace.speeds(stream(key, SPEED), self.exchange.num_clients)
-        on_links = sum(self.pace.links(speeds, trees.num_bytes(server.shared), trees.num_bytes(message)))
+        up, down = self.exchange.sizes(message, server.shared)
+        on_links = sum(self.pace.links(speeds, down, up))
         aborts = self.schedule.restart == "abort"
         duration = durations(stream(key, DELAY), speeds, self.pace.noise, 0.0 if aborts else on_links)
         return duration, jnp.round(TICKS * jnp.max(on_links)).astype(jnp.int32) * aborts
@@ -117,7 +123,8 @@ class _Federation(NamedTuple):
         """What a client sends, in shapes; () where no time depends on its size, so that nothing is traced twice."""
         if isinstance(self.pace.up, float) and self.pace.up == 0.0:
             return ()
-        one = jax.tree.map(lambda x: x[0], (state.clients, state.tasks))
+        worlds = self.exchange.worlds(state.tasks, self.malicious(state, jnp.arange(self.exchange.num_clients)))
+        one = jax.tree.map(lambda x: x[0], (state.clients, worlds))
         update = self.exchange.algorithm.client_update
         return jax.eval_shape(update, state.server.shared, *one, state.key)[0].message
 
@@ -133,12 +140,18 @@ class _Federation(NamedTuple):
         slot, client, job, fresh = trees.take((lanes.slot, lanes.client, lanes.job, lanes.fresh), first)
         return clock, lanes._replace(slot=slot, client=client, job=job, fresh=fresh)
 
+    def malicious(self, state: State, clients: Array) -> Array | None:
+        """[L] bool, who of so many clients [L] does harm; None where nobody does."""
+        return self.exchange.malicious(stream(state.key, MALICIOUS), clients)
+
     def laid(self, state: State, lanes: Lanes) -> tuple[Tree, Tree, Tree, Key]:
         """What the client of each lane works with [L]: what it was sent, its states, its task, its key."""
         now = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes.slot.size, *x.shape)), state.server.shared)
         sent = trees.select(lanes.fresh, now, trees.take(state.snapshots, lanes.slot))
+        versions = jax.vmap(functools.partial(stream, state.key, DOWNLINK))(lanes.version)
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), lanes.client)
-        return sent, own, tasks, per_job(state.key, UPDATE, lanes)
+        worlds = self.exchange.worlds(tasks, self.malicious(state, lanes.client))
+        return jax.vmap(self.exchange.sent_down)(sent, versions), own, worlds, per_job(state.key, UPDATE, lanes)
 
     def cohort(self, state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
         """Who works in the coming round, and with what."""
@@ -152,9 +165,10 @@ class _Federation(NamedTuple):
         upload, new, client_metrics = placement.map_clients(self.exchange.work)(*rows)
         ages = state.clock.updates + jnp.cumsum(lanes.due) - lanes.due - lanes.version
         present = jax.vmap(jax.random.uniform)(per_job(state.key, DROPOUT, lanes)) >= self.dropout
+        malicious = self.malicious(state, lanes.client)
         weighted = self.weighted(state, lanes, upload, ages)
-        server, aggregated, sent, (kept, heard, finite) = self.updated(
-            state, lanes, (weighted, new), rows[1], present, ages
+        server, aggregated, sent, (kept, heard, finite), shown = self.updated(
+            state, lanes, (weighted, new), rows[1], present, malicious, ages
         )
         begun = (clock.job != state.clock.job) | (clock.client != state.clock.client)
         versions = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state.server.shared, sent)
@@ -163,8 +177,9 @@ class _Federation(NamedTuple):
         clients, uplink = jax.tree.map(
             lambda x, row: x.at[arrived].set(row, mode="drop"), (state.clients, state.uplink), kept
         )
-        work = Work(lanes.client, heard, finite, present, lanes.valid)
-        metrics = of_round(work, client_metrics, one_of(upload.message), state.server.shared, 1)
+        work = Work(lanes.client, heard, finite, present, lanes.valid, malicious)
+        sizes = self.exchange.sizes(one_of(upload.message), state.server.shared)
+        metrics = of_round(work, client_metrics, *sizes) | shown
         return state._replace(
             server=server,
             clients=clients,
@@ -173,7 +188,7 @@ class _Federation(NamedTuple):
             round=state.round + 1,
             clock=clock,
             snapshots=trees.select(begun, newest, state.snapshots),
-        ), metrics | _times(self.schedule, clock, lanes, ages)
+        ), metrics | shown_of(self.schedule, clock, lanes, ages)
 
     def weighted(self, state: State, lanes: Lanes, upload: Upload, ages: Array) -> Upload:
         """Messages times their factors; under "harmonic" a client's messages weigh as much as one."""
@@ -188,30 +203,42 @@ class _Federation(NamedTuple):
         return Upload(message, weight)
 
     def updated(
-        self, state: State, lanes: Lanes, results: tuple, old: Tree, present: Array, ages: Array
-    ) -> tuple[Server, Tree, Tree, tuple]:
+        self,
+        state: State,
+        lanes: Lanes,
+        results: tuple,
+        old: Tree,
+        present: Array,
+        malicious: Array | None,
+        ages: Array,
+    ) -> tuple[Server, Tree, Tree, tuple, Metrics]:
         """The updates of a round, one for every K lanes.
 
         Returns:
-          (server, aggregator's state, what was sent after each update [F], (states to keep, heard, finite) [L]).
+          (server, aggregator's state, what was sent after each update [F], (states to keep, heard, finite) [L], what
+          the updates show: counts summed, the rest averaged).
         """
 
         def update(carry: tuple[Server, Tree, Array], group: tuple) -> tuple[tuple, tuple]:
             server, aggregated, number = carry
-            results, old, lanes, present, ages = group
-            keys = (stream(state.key, AGGREGATE, number), stream(state.key, SERVER, number))
-            updated, combined, kept, heard, finite = self.exchange.absorb(
-                results, old, present & lanes.valid, server, aggregated, keys, ages
-            )
+            results, old, lanes, present, malicious, ages = group
+            keys = Keys(*[stream(state.key, name, number) for name in (AGGREGATE, SERVER, ATTACK)])
+            harmful = None if malicious is None else malicious & lanes.valid
+            done = self.exchange.absorb(results, old, present & lanes.valid, server, aggregated, keys, harmful, ages)
             due = lanes.due.any()
-            server, aggregated = trees.select(due, (updated, combined), (server, aggregated))
-            return (server, aggregated, number + due), (server.shared, (kept, heard, finite))
+            server, aggregated = trees.select(due, (done.server, done.aggregator), (server, aggregated))
+            rows = (done.own, done.heard, done.finite)
+            return (server, aggregated, number + due), (server.shared, rows, done.shown, due)
 
         shape = (self.schedule.updates, self.schedule.buffer)
-        groups = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (results, old, lanes, present, ages))
+        groups = jax.tree.map(
+            lambda x: x.reshape(*shape, *x.shape[1:]), (results, old, lanes, present, malicious, ages)
+        )
         first = (state.server, state.aggregator, state.clock.updates)
-        (server, aggregated, _), (sent, done) = jax.lax.scan(update, first, groups)
-        return server, aggregated, sent, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done)
+        (server, aggregated, _), (sent, done, shown, due) = jax.lax.scan(update, first, groups)
+        each = {name: jnp.where(due, value, 0).sum() for name, value in shown.items()}
+        shown = {name: v if name.startswith(HEALTH) else v / due.sum() for name, v in each.items()}
+        return server, aggregated, sent, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), done), shown
 
 
 def _refuse_memory(who: str, kept: Tree) -> None:
@@ -226,18 +253,3 @@ def _refuse_memory(who: str, kept: Tree) -> None:
 def per_job(key: Key, name: int, lanes: Lanes) -> Key:
     """One key [L] for each job: of its purpose, its number and its client."""
     return jax.vmap(lambda job, client: jax.random.fold_in(stream(key, name, job), client))(lanes.job, lanes.client)
-
-
-def _times(schedule: Schedule, clock: Clock, lanes: Lanes, ages: Array) -> Metrics:
-    """What a round shows of its clock; times, updates and arrivals since the beginning."""
-    capped = {"health/capped": lanes.capped.sum()} if schedule.due == "harmonic" else {}
-    ages = jnp.where(lanes.valid, ages, 0)
-    return {
-        "clock/time": clock.time.as_units(),
-        "clock/updates": clock.updates,
-        ARRIVALS: clock.arrivals,
-        "clock/staleness_mean": ages.sum() / lanes.valid.sum(),
-        "clock/staleness_max": ages.max(),
-        "clock/lanes": lanes.valid.mean(),
-        **capped,
-    }

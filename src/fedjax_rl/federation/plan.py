@@ -9,8 +9,9 @@ import numpy as np
 
 from fedjax_rl import trees
 from fedjax_rl.federation.clock import FAR, Clock, Schedule
+from fedjax_rl.federation.metrics import ARRIVALS
 from fedjax_rl.federation.times import Duration, wait_of_idle
-from fedjax_rl.types import Array
+from fedjax_rl.types import Array, Metrics
 
 
 class Lanes(NamedTuple):
@@ -175,3 +176,18 @@ def good_updates(schedule: Schedule, speed: np.ndarray) -> int:
     working = speed if schedule.next == "idle" else speed[: schedule.in_flight]
     arrivals = 0.75 * float(np.min(working) * np.sum(1.0 / (working + rest)))
     return max(1, round(arrivals / schedule.buffer))
+
+
+def shown_of(schedule: Schedule, clock: Clock, lanes: Lanes, ages: Array) -> Metrics:
+    """What a round shows of its clock; times, updates and arrivals since the beginning."""
+    capped = {"health/capped": lanes.capped.sum()} if schedule.due == "harmonic" else {}
+    ages = jnp.where(lanes.valid, ages, 0)
+    return {
+        "clock/time": clock.time.as_units(),
+        "clock/updates": clock.updates,
+        ARRIVALS: clock.arrivals,
+        "clock/staleness_mean": ages.sum() / lanes.valid.sum(),
+        "clock/staleness_max": ages.max(),
+        "clock/lanes": lanes.valid.mean(),
+        **capped,
+    }

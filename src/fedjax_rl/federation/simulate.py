@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_rl import trees
 from fedjax_rl.federation import placement, selection
 from fedjax_rl.federation.clock import zero_time
-from fedjax_rl.federation.exchange import Exchange
+from fedjax_rl.federation.exchange import PLAIN, Exchange, Keys, Wires
 from fedjax_rl.federation.metrics import Work, of_round
 from fedjax_rl.federation.times import Pace, durations
 from fedjax_rl.types import (
     Aggregator,
     Algorithm,
     Array,
+    Attack,
     Key,
     Metrics,
     Server,
@@ -27,7 +27,7 @@ from fedjax_rl.types import (
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
-FILM, DROPOUT, EVALUATE_NEW, SPEED, DELAY = range(10, 15)
+FILM, DROPOUT, EVALUATE_NEW, SPEED, DELAY, MALICIOUS, ATTACK, DOWNLINK = range(10, 18)
 
 
 class State(NamedTuple):
@@ -91,17 +91,18 @@ def make_simulation(
     clients_per_round: int,
     sample_tasks: Callable[[Key, int], Tree],
     aggregator: Aggregator,
-    select: Callable[[Key, int, int], Array] = selection.uniform,
-    uplink: optax.GradientTransformation | None = None,
+    select: Callable[[Key, Array, int, int], tuple[Array, Array]] = selection.uniform,
+    wires: Wires = PLAIN,
+    attack: Attack | None = None,
     dropout: Array | float = 0.0,
     pace: Pace | None = None,
     wait_for: int = 0,
 ) -> Simulation:
     """Make a federation of N clients, M of whom work in a round.
 
-    round: select M ids -> gather their states and tasks -> client_update on each -> uplink on each change -> aggregate
-    -> server_update -> (again from the clients' update on, for every further exchange of the algorithm) -> scatter the
-    states back. Only the selected compute.
+    round: select M ids -> gather their states and tasks -> downlink on what is shared -> client_update on each ->
+    uplink on each change -> attack on what arrived -> aggregate -> server_update -> (again from the downlink on, for
+    every further exchange of the algorithm) -> scatter the states back. Only the selected compute.
 
     Some clients leave no trace: those of weight 0, and those whose message (or its norm) or new state is not finite.
     Such a message is replaced before any sum, and the client keeps its old state. It is silent in the round's further
@@ -116,8 +117,9 @@ def make_simulation(
       clients_per_round: M <= N.
       sample_tasks: (key, N) -> tasks [N, ...].
       aggregator: how M messages become one.
-      select: (key, N, M) -> ids [M], ascending.
-      uplink: what every client applies to its message before sending. Each has a state of its own. None: nothing.
+      select: (key, round, N, M) -> (ids [C], chosen [C]); clients that are not chosen fill places up, and do nothing.
+      wires: what becomes of messages on their way.
+      attack: what malicious clients do; None where there are none.
       dropout: probability that a selected client drops out of the round, drawn for each client and round by itself.
       pace: how fast the clients are; a round then lasts as long as its slowest. None: no time is kept.
       wait_for: m <= M, with a pace: only the m fastest count, and the round ends with them. 0: all.
@@ -139,51 +141,51 @@ def make_simulation(
     >>> state.server.shared.round(3).tolist(), metrics["train/return/adapt_0"].shape
     ([1.0, 1.0], (20,))
     """
-    uplink = optax.identity() if uplink is None else uplink
-    exchange = Exchange(algorithm, aggregator, uplink, num_clients)
+    exchange = Exchange(algorithm, aggregator, wires, num_clients, attack)
 
     def init(key: Key) -> State:
         state, _ = first_state(exchange, sample_tasks, key)
         return state if pace is None else state._replace(clock=zero_time())
 
     def cohort(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
-        ids, shared, *rows = selected(state)
-        return ids, jax.tree.map(lambda x: jnp.broadcast_to(x, (clients_per_round, *x.shape)), shared), *rows
+        ids, chosen, _, shared, *rows = selected(state)
+        shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (ids.size, *x.shape)), shared)
+        return jnp.where(chosen, ids, -1), shared, *rows
 
-    def selected(state: State) -> tuple[Array, Tree, Tree, Tree, Key]:
-        ids = select(stream(state.key, SELECT, state.round), num_clients, clients_per_round)
+    def selected(state: State) -> tuple[Array, Array, Array | None, Tree, Tree, Tree, Key]:
+        ids, chosen = select(jax.random.fold_in(state.key, SELECT), state.round, num_clients, clients_per_round)
         own, tasks = trees.take(((state.clients, state.uplink), state.tasks), ids)
-        return ids, state.server.shared, own, tasks, per_client(stream(state.key, UPDATE, state.round), ids)
+        malicious = exchange.malicious(stream(state.key, MALICIOUS), ids)
+        shared = exchange.sent_down(state.server.shared, stream(state.key, DOWNLINK, state.round))
+        keys = per_client(stream(state.key, UPDATE, state.round), ids)
+        return ids, chosen, malicious, shared, own, exchange.worlds(tasks, malicious), keys
 
     def round(state: State) -> tuple[State, Metrics]:
         key = functools.partial(stream, state.key, round=state.round)
-        ids, shared, old, tasks, keys = selected(state)
+        ids, chosen, malicious, shared, old, tasks, keys = selected(state)
         upload, new, client_metrics = placement.map_clients(exchange.work, num_broadcast=1)(shared, old, tasks, keys)
+        sizes = exchange.sizes(one_of(upload.message), shared)
         present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
         clock, times = state.clock, {}
         if pace is not None:
-            in_time, lasted = lasting(pace, state, ids, upload, wait_for)
+            in_time, lasted = lasting(pace, state, ids, chosen, upload.weight, sizes, wait_for)
             present, clock = present & in_time, clock.later(lasted)
             times = {"clock/time": clock.as_units()}
-        server_keys = (key(AGGREGATE), key(SERVER))
-        server, aggregator_state, kept, heard, finite = exchange.absorb(
-            (upload, new), old, present, state.server, state.aggregator, server_keys
-        )
-        server, aggregator_state, kept, still = exchange.again(
-            server, aggregator_state, kept, tasks, keys, heard, server_keys
-        )
-        finite &= still
-        exchanges = algorithm.exchanges[0] if algorithm.exchanges else 1  # what the last one sends is not used
-        done = Work(ids, heard, finite, present)
-        metrics = of_round(done, client_metrics, one_of(upload.message), shared, exchanges)
+        harmful = None if malicious is None else malicious & chosen
+        keys_now = Keys(key(AGGREGATE), key(SERVER), key(ATTACK))
+        arrived = present & chosen
+        done = exchange.absorb((upload, new), old, arrived, state.server, state.aggregator, keys_now, harmful)
+        done = exchange.again(done, tasks, keys, keys_now, harmful)
+        work = Work(ids, done.heard, done.finite, present, chosen, malicious)
+        metrics = of_round(work, client_metrics, *[size * exchange.times for size in sizes])
         return state._replace(
-            server=server,
-            clients=trees.put(state.clients, ids, kept[0]),
-            uplink=trees.put(state.uplink, ids, kept[1]),
-            aggregator=aggregator_state,
+            server=done.server,
+            clients=trees.put(state.clients, ids, done.own[0]),
+            uplink=trees.put(state.uplink, ids, done.own[1]),
+            aggregator=done.aggregator,
             round=state.round + 1,
             clock=clock,
-        ), metrics | times
+        ), metrics | done.shown | times
 
     return Simulation(init, round, cohort, exchange.work)
 
@@ -196,15 +198,23 @@ def first_state(exchange: Exchange, sample_tasks: Callable[[Key, int], Tree], ke
     tasks = sample_tasks(stream(key, TASKS), exchange.num_clients)
     init_client = placement.map_clients(algorithm.init_client, num_broadcast=1)
     clients = init_client(server.shared, per_client(stream(key, INIT_CLIENTS), ids), ids)
-    one = jax.tree.map(lambda x: x[0], (clients, tasks))
+    worlds = exchange.worlds(tasks, exchange.malicious(stream(key, MALICIOUS), ids))
+    one = jax.tree.map(lambda x: x[0], (clients, worlds))
     upload, _, _ = jax.eval_shape(algorithm.client_update, server.shared, *one, key)
     message = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), upload.message)
-    sent = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), exchange.uplink.init(message))
+
+    def each(x: Array) -> Array:  # a key is each client's own: else all would draw the same noise
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return per_client(x, ids) if is_key else jnp.broadcast_to(x, (len(ids), *x.shape))
+
+    sent = jax.tree.map(each, exchange.uplink.init(message))
     kept = exchange.aggregator.init(message)
     return State(server, clients, tasks, sent, kept, jnp.zeros((), jnp.int32), key), message
 
 
-def lasting(pace: Pace, state: State, ids: Array, upload: Upload, wait_for: int) -> tuple[Array, Array]:
+def lasting(
+    pace: Pace, state: State, ids: Array, chosen: Array, weights: Array, sizes: tuple[float, float], wait_for: int
+) -> tuple[Array, Array]:
     """(Who of a cohort [M] is in time, ticks that the round lasts).
 
     A round lasts as long as its slowest; who sends nothing has no way up. With `wait_for` m, only the m fastest are in
@@ -212,14 +222,14 @@ def lasting(pace: Pace, state: State, ids: Array, upload: Upload, wait_for: int)
     """
     num_clients = len(jax.tree.leaves(state.tasks)[0])
     speeds = pace.speeds(stream(state.key, SPEED), num_clients)
-    down, up = pace.links(speeds, trees.num_bytes(state.server.shared), trees.num_bytes(one_of(upload.message)))
+    down, up = pace.links(speeds, sizes[1], sizes[0])
     key, job = stream(state.key, DELAY), jnp.broadcast_to(state.round, ids.shape)
     both = durations(key, speeds, pace.noise, down + up)(ids, job)
     if wait_for:
         order = jnp.argsort(both)  # stable: of several at one time, the first
         return jnp.zeros(ids.shape, bool).at[order[:wait_for]].set(True), both[order[wait_for - 1]]
     one_way = durations(key, speeds, pace.noise, down)(ids, job)
-    return jnp.ones(ids.shape, bool), jnp.where(upload.weight > 0, both, one_way).max()
+    return jnp.ones(ids.shape, bool), jnp.where(chosen, jnp.where(weights > 0, both, one_way), 0).max()
 
 
 def one_of(rows: Tree) -> Tree:

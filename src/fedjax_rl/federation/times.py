@@ -59,7 +59,7 @@ class Pace(NamedTuple):
         """t [N], each client's by its number."""
         return SPEEDS[self.speed](key, jnp.arange(num_clients), num_clients, self.ratio)
 
-    def links(self, speeds: Array, down: int, up: int) -> tuple[Array, Array]:
+    def links(self, speeds: Array, down: float, up: float) -> tuple[Array, Array]:
         """Units of time [N] in which each client receives and sends so many bytes."""
         return _taken(down, self.down) + jnp.zeros_like(speeds), _taken(up, self.up) + self.link * speeds
 
@@ -67,7 +67,7 @@ class Pace(NamedTuple):
 EQUAL = Pace()
 
 
-def _taken(size: int, bandwidth: Array | float) -> Array:
+def _taken(size: float, bandwidth: Array | float) -> Array:
     return jnp.where(bandwidth == 0, 0.0, size / jnp.maximum(bandwidth, jnp.finfo(jnp.float32).tiny))
 
 

@@ -26,7 +26,7 @@ OWN: dict[str, dict[str, str]] = {
         name: f"fedjax_rl.algorithms.{name}:{name}"
         for name in (
             "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl "
-            "afedpg nigt fedasync lapg"
+            "afedpg nigt fedasync lapg npg npg_admm fedpg_br"
         ).split()
     },
     "environment": {
@@ -44,7 +44,16 @@ OWN: dict[str, dict[str, str]] = {
         "navigation": "fedjax_rl.envs.navigation:navigation",
         **{f"probe/{name}": f"fedjax_rl.envs.probes:{name}" for name in ("constant", "target", "delayed", "ending")},
     },
-    "aggregator": {"mean": "fedjax_rl.federation.aggregators:mean"},
+    "aggregator": {
+        "mean": "fedjax_rl.federation.aggregators:mean",
+        **{
+            name: f"fedjax_rl.federation.robust:{name.replace('+', '_')}"
+            for name in (
+                "median trimmed geomed krum multi_krum bulyan centered_clip norm_clip meamed nnm+trimmed nnm+median "
+                "nnm+geomed bucket+geomed fedpg_br"
+            ).split()
+        },
+    },
     "policy": {name: f"fedjax_rl.rl.policies:{name}" for name in ("mlp", "gaussian_mlp", "categorical_mlp")},
 }
 GROUPS = {kind: f"fedjax_rl.{kind}s" for kind in OWN} | {"policy": "fedjax_rl.policies"}

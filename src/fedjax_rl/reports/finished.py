@@ -172,7 +172,7 @@ def read(path: Path) -> FinishedRun:
     if not final:
         raise LeftOut("it has no final evaluation")
     last = final[-1]
-    names = [name for name in ("eval", "eval_new") if f"{name}/returns" in last]
+    names = [name for name in records.EVALUATED if f"{name}/returns" in last]
     returns = {name: np.array(last[f"{name}/returns"], float) for name in names}
     if not all(np.isfinite(rows).all() for rows in returns.values()):
         raise LeftOut("its final evaluation holds returns that are not finite")

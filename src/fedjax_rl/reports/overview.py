@@ -76,7 +76,7 @@ def _means(record: dict[str, Any]) -> dict[str, float]:
     """{"eval_0": mean over all clients before adaptation, "eval_1": after a step, "eval_new_0": of new ones, ...}."""
     return {
         f"{kind}_{j}": statistics.mean_ci95([line[j] for line in record[f"{kind}/returns"]])[0]
-        for kind in ("eval", "eval_new")
+        for kind in records.EVALUATED
         if f"{kind}/returns" in record
         for j in range(len(record[f"{kind}/returns"][0]))
     }

@@ -11,8 +11,9 @@ from typing import Any
 from fedjax_rl import statistics
 from fedjax_rl.host import output
 from fedjax_rl.reports.finished import SPENT, Setting, gather
+from fedjax_rl.runs import privacy
 
-CLIENTS = {"eval": "all", "eval_new": "new"}
+CLIENTS = {"eval": "all", "eval_malicious": "malicious", "eval_new": "new"}
 NOTE = (
     "±: 95 % t-interval of the mean over seeds; [ ]: 95 % bootstrap over whole seeds; "
     "IQM, worst 10 % of clients and P (over the seeds in common): after 1 step"
@@ -41,7 +42,15 @@ def report(
     else:
         write = {"md": as_markdown, "latex": as_latex}[format]
         text = "\n\n".join(write(f"{_about(env, part)}, {CLIENTS[name]} clients", part) for name, part in rows.items())
+        text = "\n\n".join([text, *_claims(groups)])
     output.result(text, kept)
+
+
+def _claims(groups: Sequence[Setting]) -> list[str]:
+    """What may be claimed of the groups that are private, a line each."""
+    configs = {group.label: group.runs[0].config for group in groups}
+    claims = {label: privacy.claim(config, config.rounds) for label, config in configs.items()}
+    return [f"{label}: {text}" for label, text in claims.items() if text]
 
 
 def rows(runs: Sequence[Path], warn: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Distribution(NamedTuple):
         consensus.
       head_of: a consensus -> the head that says it.
       divergence: (consensus, head) -> [B] in nats, how far the policy is from it; what distillation lowers.
+      kl: (head of one policy, head of another) -> [B] in nats, KL(one || other).
     """
 
     noise: Callable[..., Array]
@@ -37,6 +38,7 @@ class Distribution(NamedTuple):
     say: Callable[[Tree], Tree]
     head_of: Callable[[Tree], Tree]
     divergence: Callable[[Tree, Tree], Array]
+    kl: Callable[[Tree, Tree], Array]
 
 
 def normal_log_prob(mean: Array, log_std: Array, action: Array) -> Array:
@@ -96,6 +98,7 @@ GAUSSIAN = Distribution(
     say=lambda head: (head[0], jnp.exp(head[1])),
     head_of=lambda consensus: (consensus[0], jnp.log(consensus[1])),
     divergence=lambda consensus, head: normal_kl(head[0], jnp.exp(head[1]), *consensus),
+    kl=lambda one, other: normal_kl(one[0], jnp.exp(one[1]), other[0], jnp.exp(other[1])),
 )
 
 # head: logits [B, K]. The largest of logits and Gumbel noise is a sample (Gumbel 1954). Clients tell probabilities; the
@@ -109,4 +112,5 @@ CATEGORICAL = Distribution(
     say=jax.nn.softmax,
     head_of=jnp.log,
     divergence=categorical_kl,
+    kl=lambda one, other: categorical_kl(jax.nn.softmax(one), other),
 )

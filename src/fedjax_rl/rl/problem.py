@@ -1,5 +1,7 @@
 """A reinforcement-learning problem for the algorithms: initial parameters, samples, and the loss on a fixed batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +12,7 @@ from fedjax_rl.rl.advantages import SCALES, discounted_returns, gae, linear_base
 from fedjax_rl.rl.critics import Critic
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
-from fedjax_rl.rl.surrogates import REDUCTIONS, SURROGATES, Batch
+from fedjax_rl.rl.surrogates import REDUCTIONS, SURROGATES, Batch, mean_over_valid
 from fedjax_rl.rl.walk import make_walk
 from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task, Tree
 
@@ -32,6 +34,26 @@ def make_batch(
         values = linear_baseline(obs, discounted_returns(reward, discount), mask)
     advantage = gae(reward, values, mask, discount, gae_lambda)
     return Batch(obs, action, logp, SCALES[scale](advantage, mask), mask, target)
+
+
+def _comparisons(policy: Policy) -> dict[str, Any]:
+    """`kl` and `ratio` of a problem: policies compared on a batch, means over its valid steps."""
+    says = policy.distribution
+
+    def head(params: Params, batch: Batch) -> Tree:
+        return policy.apply(params, batch.obs.reshape(batch.mask.size, -1))
+
+    def kl(params: Params, at: Params, batch: Batch) -> Array:
+        nats = says.kl(head(at, batch), head(params, batch))
+        return mean_over_valid(nats.reshape(batch.mask.shape), batch.mask)
+
+    def ratio(params: Params, batch: Batch) -> Array:
+        logp = says.log_prob(head(params, batch), batch.action.reshape(batch.mask.size, -1))
+        # selected before the exponential, which may overflow on an invalid step
+        change = jnp.where(batch.mask, logp.reshape(batch.mask.shape) - batch.logp_old, 0.0)
+        return mean_over_valid(jnp.exp(change), batch.mask)
+
+    return {"kl": kl, "ratio": ratio}
 
 
 def make_problem(
@@ -106,7 +128,7 @@ def make_problem(
         if value not in legal:
             raise ValueError(f"unknown {option} {value!r}; one of {', '.join(legal)}")
     reduce = REDUCTIONS[reduction]
-    rollout = make_rollout(env, policy, episodes)
+    rollout, one_episode = make_rollout(env, policy, episodes), make_rollout(env, policy, 1)
     terms = SURROGATES[surrogate](clip)
     says = policy.distribution
     horizon = critics.effective_horizon(discount, env.spec.horizon)
@@ -123,15 +145,24 @@ def make_problem(
         tau = jnp.tile(jnp.arange(steps, dtype=obs.dtype) / steps, episodes)
         return critic.apply(params[critics.NAME], obs.reshape(episodes * steps, -1), tau).reshape(episodes, steps)
 
+    def batch_of(params: Params, trajectory: Trajectory) -> Batch:
+        if critic is None:
+            values = None if baseline else jnp.zeros_like(trajectory.reward)
+            return make_batch(trajectory, discount, gae_lambda, values, scale=scale)
+        values = horizon * rates(params, trajectory.obs)
+        target = discounted_returns(trajectory.reward, discount) / horizon
+        return make_batch(trajectory, discount, gae_lambda, values, target, scale)
+
     def sample(params: Params, task: Task, key: Key) -> tuple[Batch, Stats]:
         trajectory = rollout(params, task, key)
         stats = Stats(jnp.mean(jnp.sum(trajectory.reward, axis=1)), trajectory.frozen.sum())
-        if critic is None:
-            values = None if baseline else jnp.zeros_like(trajectory.reward)
-            return make_batch(trajectory, discount, gae_lambda, values, scale=scale), stats
-        values = horizon * rates(params, trajectory.obs)
-        target = discounted_returns(trajectory.reward, discount) / horizon
-        return make_batch(trajectory, discount, gae_lambda, values, target, scale), stats
+        return batch_of(params, trajectory), stats
+
+    def server_sample(params: Params, key: Key, count: int) -> Batch:
+        key_tasks, key_episodes = jax.random.split(key)
+        each = jax.vmap(one_episode, in_axes=(None, 0, 0))
+        trajectories = each(params, env.sample_tasks(key_tasks, count), jax.random.split(key_episodes, count))
+        return batch_of(params, jax.tree.map(lambda x: x[:, 0], trajectories))
 
     def loss(params: Params, batch: Batch) -> Array:
         # One forward pass over all E T steps: a matrix product a layer.
@@ -155,5 +186,5 @@ def make_problem(
         squares = jax.tree.map(lambda said, mean: (said - mean) ** 2, say(params, obs), consensus)
         return optax.tree.sum(squares) / len(obs)
 
-    walk = make_walk(env, says)
-    return Problem(init, sample, loss, say=say, divergence=divergence, distance=distance, walk=walk)
+    more: dict[str, Any] = {"say": say, "divergence": divergence, "distance": distance, "walk": make_walk(env, says)}
+    return Problem(init, sample, loss, **more, **_comparisons(policy), server_sample=server_sample)

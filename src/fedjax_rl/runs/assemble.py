@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -23,7 +22,7 @@ from fedjax_rl.federation.staleness import Discount
 from fedjax_rl.host import registry
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.critics import NAME as CRITIC
-from fedjax_rl.runs import public_states
+from fedjax_rl.runs import public_states, trusting
 from fedjax_rl.runs.models import at_once, clients_problem, make_client_opt
 from fedjax_rl.runs.timing import pace_of, schedule_of, with_lanes
 from fedjax_rl.trees import all_finite, select
@@ -70,19 +69,21 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
         platform()  # refused in one line, where the environment has not asked for a device
     of = {item.name: getattr(config, item.name) for item in fields(config)} | dict(values or {})
     config = with_lanes(config)
-    problem = clients_problem(config, of, env)
-    algorithm = _make_algorithm(config, of, env, problem)
+    problem, world = clients_problem(config, of, env), trusting.world_of(config, of, env)
+    algorithm = _make_algorithm(config, of, env, problem if world is env else clients_problem(config, of, world))
     return Assembled(config, env, problem, algorithm, _make_simulation(config, of, env, algorithm))
 
 
 def _make_simulation(config: Config, of: Mapping[str, Any], env: Env, algorithm: Algorithm) -> Simulation:
     """The federation of a configuration, on its schedule."""
     pace = pace_of(of)
+    aggregator = trusting.aggregator_of(config, of)
     common: dict[str, Any] = {
         "num_clients": config.num_clients,
         "sample_tasks": env.sample_tasks,
-        "aggregator": registry.find("aggregator", config.aggregator)(),
-        "uplink": _make_uplink(of.get("max_change_norm", 0.0)),
+        "aggregator": aggregator,
+        "wires": trusting.wires_of(config, of),
+        "attack": trusting.attack_of(config, of, aggregator),
         "dropout": of["dropout"],
     }
     if config.schedule == "async":
@@ -135,13 +136,6 @@ def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOr
     return lambda count: rate * 0.5 ** (count / half_life)
 
 
-def _make_uplink(max_change_norm: Array | float) -> optax.GradientTransformation | None:
-    """Clipping to a norm; 0 stands for no clip, also where a sweep has it beside other norms."""
-    if isinstance(max_change_norm, float):
-        return optax.clip_by_global_norm(max_change_norm) if max_change_norm else None
-    return optax.clip_by_global_norm(jnp.where(max_change_norm == 0, jnp.inf, max_change_norm))
-
-
 class Group(NamedTuple):
     """G runs that differ only in seed and floats: the members of one program, stacked on a leading axis [G].
 
@@ -166,16 +160,19 @@ class Group(NamedTuple):
 def static_fields(config: Config) -> tuple:
     """What two configurations must have in common to share a program: all but the seed and the floats.
 
-    A rate that falls and one that stays are two programs: only the first keeps a count. So are runs with a clock.
+    A rate that falls and one that stays are two programs: only the first keeps a count. So are runs with a clock, and
+    others of which `trusting.static` tells.
     """
     named = [(item.name, getattr(config, item.name)) for item in fields(config) if item.name != "seed"]
     falls = getattr(config, "server_half_life", 0.0) > 0
-    return (config.algorithm, falls, config.has_clock, *[pair for pair in named if not isinstance(pair[1], float)])
+    shared = [pair for pair in named if not isinstance(pair[1], float)]
+    return (config.algorithm, falls, config.has_clock, *trusting.static(config), *shared)
 
 
 def make_group(configs: Sequence[Config]) -> Group:
     """The group of configurations that have `static_fields` in common."""
     first = make_run(configs[0])
+    trusting.refuse_memory(configs[0], lambda: abstract_state(first))
     floats = [item.name for item in fields(configs[0]) if isinstance(getattr(configs[0], item.name), float)]
     columns = {name: [getattr(c, name) for c in configs] for name in floats}
     values = {name: np.array(column, np.float32) for name, column in columns.items() if len(set(column)) > 1}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fedjax_rl.host.exits import ConfigError
 
 METRICS, EVAL, PARTICIPANTS = "metrics.jsonl", "eval.jsonl", "participants.jsonl"
+EVALUATED = ("eval", "eval_malicious", "eval_new")  # kinds of clients of which an evaluation has returns
 TIMES = ("sys/round_s", "sys/env_steps_per_s")  # of a round, of which a report makes environment steps
 SEAL = ', "crc32": "'
 Row = dict[str, Any]
@@ -130,8 +131,9 @@ def _check_metrics(row: Row) -> None:
 def _check_evaluation(row: Row) -> None:
     if type(row.get("final")) is not bool:
         raise ValueError("final is missing")
-    for name in ("eval/returns", "eval_new/returns"):
-        table: Any = row.get(name, [[None]] if name == "eval_new/returns" else None)
+    for kind in EVALUATED:
+        name = f"{kind}/returns"
+        table: Any = row.get(name, None if kind == "eval" else [[None]])
         is_table = isinstance(table, list) and table and all(isinstance(line, list) and line for line in table)
         if not is_table or len({len(line) for line in table}) > 1:
             raise ValueError(f"{name} is missing or not a table")

@@ -25,6 +25,7 @@ from fedjax_rl.runs.assemble import (
     make_run,
     static_fields,
 )
+from fedjax_rl.runs.privacy import remarks, with_noise
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
 from fedjax_rl.runs.timing import with_lanes
@@ -60,15 +61,18 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks
 
 
 def with_engine(path: Path, config: Config) -> Config:
-    """The configuration with its physics engine by name, and its lanes; a run that was begun keeps its engine.
+    """The configuration with its physics engine by name, its lanes and its privacy's noise; a run that was begun keeps
+    its engine and its noise.
 
     Raises:
       ConfigError: this machine does not have the engine that the run was begun on.
     """
     if not (path / rundir.CONFIG).exists():
-        return with_lanes(replace(config, backend=engine(config.env, config.backend)))
+        return with_noise(with_lanes(replace(config, backend=engine(config.env, config.backend))), None)
+    begun = rundir.open_run(path)
+    config = with_noise(config, begun)
     if config.backend == "auto":
-        config = replace(config, backend=rundir.open_run(path).backend)
+        config = replace(config, backend=begun.backend)
     try:
         engine(config.env, config.backend, strict=True)
     except ConfigError as error:
@@ -161,6 +165,8 @@ def run_group(
         number = 0 if states is None else int(states.round[0])
         for directory, config in zip(directories, configs, strict=True):
             mending.go_back(directory, config, number, reporter.warn)
+        for line in dict.fromkeys(line for config in configs for line in remarks(config)):
+            reporter.say(line)
         program = compile_members(group, reporter)
         if program is None:
             half = len(configs) // 2

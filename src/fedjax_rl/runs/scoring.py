@@ -1,7 +1,8 @@
 """Evaluation of a run: all clients, new clients, and the score by which a checkpoint is the best."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import numpy as np
 from fedjax_rl import statistics, trees
 from fedjax_rl.config import Config
 from fedjax_rl.federation import simulate
+from fedjax_rl.federation.attacks import is_malicious
 from fedjax_rl.federation.evaluate import AT_ONCE, column_keys, make_evaluate, make_steps
 from fedjax_rl.federation.placement import make_mesh, map_clients
-from fedjax_rl.runs import checkpoint, records, rundir
+from fedjax_rl.runs import checkpoint, privacy, records, rundir
 from fedjax_rl.runs.assemble import Assembled, Group, make_run
 from fedjax_rl.runs.recorder import Recorder
 from fedjax_rl.types import Array, Tree
@@ -84,24 +86,43 @@ def make_evaluations(
 def periodic(evaluation: Evaluation, state: simulate.State, recorder: Recorder, number: int) -> tuple[float, bool]:
     """Evaluate some clients between rounds and record it: the score, and whether a callback asks for the end."""
     config = evaluation.run.config
-    returns = old_clients(evaluation, state, config.eval_clients or config.num_clients)
-    record = {"round": number, "final": False, **statistics.named("eval", statistics.summarise(returns))}
-    asked = recorder.evaluation({**record, "eval/returns": returns}, returns)
-    return _score(returns[: _compared(config)]), asked
+    returns = by_honesty(evaluation, state, config.eval_clients or config.num_clients)
+    record = {"round": number, "final": False, **_recorded(config, number, returns)}
+    asked = recorder.evaluation(record, returns["eval"])
+    return _score(returns["eval"][: _compared(config)]), asked
 
 
 def final(evaluation: Evaluation, state: simulate.State, recorder: Recorder) -> dict[str, dict[str, Any]]:
     """Evaluate the federation's clients and new ones, record it, and score the last checkpoint."""
     number, config = int(state.round), evaluation.run.config
-    returns = {"eval": old_clients(evaluation, state, config.final_clients or config.num_clients)}
+    returns = by_honesty(evaluation, state, config.final_clients or config.num_clients)
     if config.new_clients:
         returns["eval_new"] = new_clients(evaluation, state, config.new_clients)
-    record: dict[str, Any] = {"round": number, "final": True}
-    for name, rows in returns.items():
-        record |= {**statistics.named(name, statistics.summarise(rows)), f"{name}/returns": rows}
-    recorder.evaluation(record)
+    recorder.evaluation({"round": number, "final": True, **_recorded(config, number, returns)})
     checkpoint.set_score(recorder.directory / rundir.CHECKPOINTS, number, _score(returns["eval"][: _compared(config)]))
     return {name: statistics.summarise(rows) for name, rows in returns.items()}
+
+
+def _recorded(config: Config, number: int, returns: Mapping[str, Returns]) -> dict[str, Any]:
+    """An evaluation's numbers by name, and what privacy the rounds so far have cost."""
+    record: dict[str, Any] = {}
+    for name, rows in returns.items():
+        record |= {**statistics.named(name, statistics.summarise(rows)), f"{name}/returns": rows}
+    return record | privacy.spent(config, number)
+
+
+def by_honesty(evaluation: Evaluation, state: simulate.State, count: int) -> dict[str, Returns]:
+    """Returns of the federation's first clients: "eval" of the honest (of all, if none is), "eval_malicious" of others.
+
+    All of them are evaluated in the true world.
+    """
+    rows, config = old_clients(evaluation, state, count), evaluation.run.config
+    if config.attack == "none":
+        return {"eval": rows}
+    key = simulate.stream(state.key, simulate.MALICIOUS)
+    harmful = np.asarray(is_malicious(key, config.num_clients, config.attack_share))[:count]
+    parts = {"eval": [*compress(rows, ~harmful)], "eval_malicious": [*compress(rows, harmful)]}
+    return {name: part for name, part in parts.items() if part} if parts["eval"] else {"eval": rows}
 
 
 def _compared(config: Config) -> int:

@@ -1,0 +1,223 @@
+"""What of compression, privacy, attacks, robust rules and secure sums does not fit together, told before any work.
+
+Imports neither jax nor mujoco, so that a mistake is answered at once.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fedjax_rl.host.exits import ConfigError
+
+COMPRESSORS = ("none", "top_k", "random_k", "quantise", "sign", "low_rank", "top_k+quantise")
+MESSAGE_ATTACKS = (
+    "sign_flip boost zero noise nan alie ipm min_max min_sum mimic adaptive_alie adaptive_ipm"
+).split()  # fmt: skip
+WORLD_ATTACKS = ("reward_flip", "reward_noise", "action_random", "action_zero", "obs_noise")
+# The clients that a rule needs to withstand f malicious ones.
+NEEDS = {
+    "krum": lambda f: 2 * f + 3,
+    "multi_krum": lambda f: 2 * f + 3,
+    "bulyan": lambda f: 4 * f + 3,
+    "bucket+geomed": lambda f: 4 * f + 1,  # of half as many means, f hold a malicious one
+    **dict.fromkeys(
+        ("median", "trimmed", "geomed", "meamed", "nnm+trimmed", "nnm+median", "nnm+geomed", "fedpg_br"),
+        lambda f: 2 * f + 1,
+    ),
+}
+ROBUST = (*NEEDS, "centered_clip", "norm_clip")
+BY_COUNT = ("median", "trimmed", "krum", "multi_krum", "bulyan", "meamed", "nnm+trimmed", "nnm+median", "fedpg_br")
+
+
+def is_private(config: Any) -> bool:
+    """Is there differential privacy, of the server or of each client?"""
+    return getattr(config, "dp_clip", 0.0) > 0
+
+
+def is_central(config: Any) -> bool:
+    """Does the server add the noise?"""
+    return is_private(config) and config.dp_where == "central"
+
+
+def together(config: Any) -> int:
+    """How many messages the server combines, in the mean: of a round, or of a buffer."""
+    return config.clients_per_round if config.schedule == "sync" else config.buffer or config.clients_per_round or 1
+
+
+def at_most_together(config: Any) -> int:
+    """How many messages the server combines at most."""
+    n, m = config.num_clients, together(config)
+    if config.schedule == "async" or config.selection != "poisson":
+        return m
+    # as `accountant.capacity`, which this room does not see; a test holds them together
+    return min(n, math.ceil(m + 3 * math.sqrt(m * (1 - m / n))))
+
+
+def refuse(config: Any) -> None:
+    """A ConfigError for what does not fit together."""
+    _refuse_selection(config)
+    _refuse_attack(config)
+    _refuse_rule(config)
+    _refuse_compression(config)
+    _refuse_secure_sum(config)
+    if hasattr(config, "dp_clip"):
+        _refuse_privacy(config)
+
+
+def _refuse_selection(config: Any) -> None:
+    n, m, selection = config.num_clients, config.clients_per_round, config.selection
+    if selection not in ("poisson", "cyclic"):
+        return
+    if config.schedule == "async":
+        raise ConfigError(f"selection = {selection!r}: only with schedule = 'sync'; there clients arrive by the clock")
+    if selection == "cyclic" and n % m:
+        fits = max(size for size in range(1, m + 1) if n % size == 0)
+        raise ConfigError(f"selection = 'cyclic': clients_per_round = {m} must divide num_clients = {n}; {fits} does")
+    if selection == "poisson" and config.wait_for:
+        raise ConfigError(f"wait_for = {config.wait_for}: not with selection = 'poisson': how many come is drawn")
+
+
+def _refuse_attack(config: Any) -> None:
+    if config.attack in MESSAGE_ATTACKS and config.algorithm == "independent":
+        raise ConfigError(
+            f"attack = {config.attack!r}: not for independent, whose clients send nothing; try reward_flip"
+        )
+
+
+def _refuse_rule(config: Any) -> None:
+    rule, n = config.aggregator, together(config)
+    f = malicious(config.byzantine, n)
+    if rule in NEEDS and f and n < NEEDS[rule](f):
+        name = "clients_per_round" if config.schedule == "sync" else "buffer"
+        raise ConfigError(
+            f"byzantine = {config.byzantine}: {rule} needs {name} >= {NEEDS[rule](f)} for {f} attackers, not {n}; "
+            f"lower byzantine or raise {name}"
+        )
+
+
+def malicious(share: float, count: int) -> int:
+    """floor(share * count), where share is a decimal: 0.3 of 40 are 12."""
+    return math.floor(share * count + 1e-6)
+
+
+def _refuse_compression(config: Any) -> None:
+    if getattr(config, "downlink_bits", 0) == 1:
+        raise ConfigError("downlink_bits = 1: must be 0 (off) or 2 to 16; choose 2")
+    if getattr(config, "compress", "none") == "none" and getattr(config, "feedback", "auto") != "auto":
+        raise ConfigError(f"feedback = {config.feedback!r}: nothing is compressed; choose a compress, or leave it")
+
+
+def _refuse_secure_sum(config: Any) -> None:
+    bits, most = config.secagg_bits, at_most_together(config)
+    if not bits:
+        for name in ("secagg_range", "secagg_min"):
+            if getattr(config, name):
+                raise ConfigError(
+                    f"{name} = {getattr(config, name)}: only with secagg_bits; set that (20), or leave it"
+                )
+        return
+    if bits < 4:
+        raise ConfigError(f"secagg_bits = {bits}: must be 0 (off) or 4 to 24; 20 is usual")
+    if not config.secagg_range:
+        raise ConfigError("secagg_range = 0: a secure sum needs the largest size of an entry; try max_change_norm")
+    if config.aggregator != "mean":
+        raise ConfigError(
+            f"secagg_bits: only the sum is seen, and aggregator = {config.aggregator!r} looks at messages"
+        )
+    if config.nan_dump:
+        raise ConfigError("secagg_bits: only the sum is seen, and nan_dump looks at single clients; set it to 0")
+    if getattr(config, "compress", "none") != "none":
+        raise ConfigError(
+            f"secagg_bits: sums of fixed-point numbers need every coordinate, and compress = {config.compress!r} sends "
+            "others; set compress = 'none' (secagg_bits itself says how many bits are sent)"
+        )
+    if getattr(config, "dp_quantile", 0.0):
+        raise ConfigError("secagg_bits: only the sum is seen, and dp_quantile looks at norms; set it to 0")
+    if most * (2 ** (bits - 1) - 1) >= 2**31:
+        legal = (2**31 - 1) // (2 ** (bits - 1) - 1)
+        fits = max(b for b in range(4, 25) if most * (2 ** (b - 1) - 1) < 2**31) if most < 2**28 else 0
+        raise ConfigError(f"secagg_bits = {bits}: {most} clients overflow 32 bits, at most {legal} fit; {fits} bits do")
+    if config.secagg_min and is_central(config):
+        raise ConfigError(
+            f"secagg_min = {config.secagg_min}: not with dp_clip: that a sum was not opened would show who was there"
+        )
+    if config.secagg_min > most:
+        raise ConfigError(f"secagg_min = {config.secagg_min}: must be at most the {most} clients of a sum")
+
+
+def _refuse_privacy(config: Any) -> None:
+    unused = {"dp_noise": 0.0, "dp_epsilon": 0.0, "dp_noise_kind": "white", "dp_quantile": 0.0, "dp_population": 0}
+    if not config.dp_clip:
+        for name, nothing in {**unused, "dp_where": "central"}.items():
+            if getattr(config, name) != nothing:
+                raise ConfigError(f"{name} = {getattr(config, name)!r}: only with dp_clip; set that, or leave it")
+        return
+    if not config.dp_epsilon and not config.dp_noise:
+        raise ConfigError("dp_clip: dp_epsilon = 0 and dp_noise = 0; give one of them")
+    n = config.dp_population or config.num_clients
+    if config.dp_population and config.dp_population < config.num_clients:
+        raise ConfigError(
+            f"dp_population = {config.dp_population}: must be at least num_clients = {config.num_clients}, or 0"
+        )
+    if config.dp_delta * n >= 1:
+        name = "dp_population" if config.dp_population else "num_clients"
+        raise ConfigError(f"dp_delta = {config.dp_delta}: must be below 1/{name} = {1 / n:g}; 1e-5 is usual")
+    if config.schedule == "async":
+        raise ConfigError("dp_clip: not with schedule = 'async': no accountant covers who arrives when; use 'sync'")
+    for why in _misfits_local(config) if config.dp_where == "local" else _misfits_central(config):
+        raise ConfigError(why)
+
+
+def _misfits_local(config: Any) -> Iterator[str]:
+    for name, nothing in {"dp_noise_kind": "white", "dp_quantile": 0.0, "dp_population": 0}.items():
+        if getattr(config, name) != nothing:
+            yield f"{name} = {getattr(config, name)!r}: not with dp_where = 'local', whose clients add white noise"
+
+
+def _misfits_central(config: Any) -> Iterator[str]:
+    if config.aggregator != "mean":
+        yield (
+            f"dp_clip: not with aggregator = {config.aggregator!r}: its sensitivity is not bounded by "
+            "dp_clip/clients_per_round; set aggregator = 'mean', or dp_where = 'local'"
+        )
+    if config.dp_noise_kind == "banded":
+        if config.selection != "cyclic":
+            yield f"dp_noise_kind = 'banded': needs selection = 'cyclic', not {config.selection!r}"
+        if config.dp_quantile:
+            yield f"dp_quantile = {config.dp_quantile}: not with banded noise, which needs one clip for the whole run"
+        if config.num_clients == config.clients_per_round:
+            yield "dp_noise_kind = 'banded': with all clients in every round a band is one round; use 'white'"
+    if config.dp_population and (config.selection != "poisson" or config.dp_noise_kind != "white"):
+        yield f"dp_population = {config.dp_population}: needs selection = 'poisson' and white noise"
+    if config.dp_population and config.dp_quantile:
+        yield f"dp_quantile = {config.dp_quantile}: not with dp_population, whose clients have no norms; set it to 0"
+    if config.selection == "poisson" and config.kinds:
+        yield "selection = 'poisson': not with kinds, which stand in fixed blocks"
+    sigma = config.clients_per_round / 20  # of the noisy count below the clip, as in `private`
+    if config.dp_quantile and config.dp_noise >= 2 * sigma:
+        yield (
+            f"dp_quantile = {config.dp_quantile}: the noisy quantile takes all of dp_noise = {config.dp_noise} from "
+            f"{2 * sigma:g} (clients_per_round / 10) on; lower dp_noise, raise clients_per_round, or set it to 0"
+        )
+
+
+def notices(config: Any) -> list[str]:
+    """What a person should know of a legal combination, a line each."""
+    lines = []
+    if config.aggregator in BY_COUNT and config.stragglers:
+        lines.append(f"aggregator = {config.aggregator!r}: weights are ignored; who straggles counts like the others")
+    if config.secagg_bits and config.selection == "poisson" and not is_private(config) and not config.secagg_min:
+        lines.append(
+            "selection = 'poisson': rounds of fewer than two thirds of clients_per_round are void, because a secure "
+            "sum of few is not opened; secagg_min sets how few"
+        )
+    if is_private(config) and config.server in ("adam", "reddi", "as_printed", "yogi", "rmsprop"):
+        lines.append(
+            f"server = {config.server!r}: it divides by the size of the noise; with dp_clip, sgd or avgm learn more"
+        )
+    if is_private(config) and config.dropout:
+        lines.append(
+            f"dropout = {config.dropout}: the private sum is divided by clients_per_round, whoever came, so steps are "
+            "that much smaller; a larger server_lr makes up for it"
+        )
+    return lines
