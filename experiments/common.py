@@ -115,8 +115,8 @@ def finals(out: Path, members: Members) -> dict[str, dict[str, Any]]:
 
 
 def curve(out: Path, name: str, key: str) -> dict[int, float]:
-    """A member's metric by round: of training (train/...) or of its evaluations (eval/...)."""
-    file = rundir.METRICS if key.startswith("train/") else rundir.EVAL
+    """A member's metric by round: of its evaluations (eval/...) or of its rounds (all others)."""
+    file = rundir.EVAL if key.startswith("eval") else rundir.METRICS
     rows = [r for r in records.read(out / name / file).rows if r.get(key) is not None]
     return {r["round"]: r[key]["mean"] if isinstance(r[key], dict) else r[key] for r in rows}
 
