@@ -45,6 +45,7 @@ def test_steps_and_participants_are_those_of_the_arrivals(whole):
     assert {0, 1, 2, 3, 4, 5} == {client for row in said for client in row["selected"]}
 
 
+@pytest.mark.nightly
 def test_members_of_a_sweep_have_a_clock_each():
     """Seeds and ratios differ, and with them who arrives: each is what it is alone."""
     configs = [replace(LATE, seed=seed, speed_ratio=ratio, dropout=0.0) for seed, ratio in ((0, 2.0), (1, 9.0))]

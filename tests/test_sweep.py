@@ -276,6 +276,7 @@ def test_mistakes_are_one_line_and_exit_2(line, message, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.nightly
 def test_the_command_sweeps_reports_and_resumes(capsys, tmp_path):
     small = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()
     argv = ["sweep", "fedavg", *small, "--grid", "server_lr=0.01,0.1", "--seeds", "0:2", "--halvings", "1"]

@@ -288,6 +288,7 @@ def test_a_second_signal_stops_at_once_and_a_third_acts_as_usual():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.nightly
 def test_tasks_of_several_arrays_train_resume_evaluate_and_sweep(tmp_path, capsys):
     """Robots of their own: two rounds are one and one resumed, `eval` repeats the last one, a sweep draws alike."""
     argv = "--preset tiny --env half_cheetah/dynamics --hidden 4 --num-clients 4 --clients-per-round 2 --new-clients 0"

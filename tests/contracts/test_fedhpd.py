@@ -116,6 +116,7 @@ def test_a_message_that_is_not_finite_in_a_later_exchange_leaves_no_trace_of_it(
     assert counts.tolist() == [4, 3, 4]  # the step of that exchange is not kept
 
 
+@pytest.mark.nightly
 def test_kinds_and_a_sweep_over_rates_share_a_program():
     """Two members with unlike decays, three unlike kinds: each member equals its run alone."""
     from fedjax_rl.runs import assemble

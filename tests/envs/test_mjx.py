@@ -38,7 +38,7 @@ class Trip:
         return state._replace(physics=physics(state.physics.qpos, state.physics.qvel))
 
 
-@pytest.fixture(scope="module", params=["half_cheetah", "ant"])
+@pytest.fixture(scope="module", params=["half_cheetah", pytest.param("ant", marks=pytest.mark.nightly)])
 def trip(request):
     return Trip(request.param)
 
