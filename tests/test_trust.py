@@ -66,6 +66,7 @@ def test_places_that_nobody_was_drawn_for_do_nothing():
         assert (np.asarray(old)[who] != np.asarray(new)[who]).any(axis=-1).all()
     assert metrics["comm/up_bytes"] == metrics["comm/down_bytes"] == 24 * len(who)
     assert metrics["comm/uploads"] == len(who) and metrics["health/dropped_clients"] == 0
+    assert metrics["health/padding"] == len(ids) - len(who)
 
 
 def test_clients_start_from_what_the_downlink_left_and_the_server_keeps_its_own():

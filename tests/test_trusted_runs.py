@@ -185,6 +185,12 @@ def test_what_privacy_was_bought_for_is_not_prolonged(private, tmp_path, capsys)
     assert spent[0] <= spent[1]  # two of three groups have worked after two rounds
 
 
+def test_privacy_for_a_number_of_rounds_is_not_halved(tmp_path):
+    with pytest.raises(ConfigError, match="--halvings 1: dp_epsilon and banded noise are for one number of rounds"):
+        runner.begin_sweep({tmp_path / "out" / "a": PRIVATE}, tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_extra_a_private_run_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     privacy._epsilon.cache_clear()

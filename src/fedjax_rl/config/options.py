@@ -201,9 +201,7 @@ class SendingConfig(Config):
     # what a client does with what it did not send: forgets it (none), adds it to the next message (classic), or sends
     # differences (ef21); auto: classic for top_k, sign, low_rank and top_k+quantise, none for the others
     feedback: str = name("auto", "auto", "none", "classic", "ef21")
-    client_momentum: float = number(
-        0.0, 0, 1
-    )  # a client sends the running mean of its messages, of this decay (0: off)
+    client_momentum: float = number(0.0, 0, 1)  # decay of the running mean that a client sends of its messages (0: off)
     downlink_bits: int = number(0, 0, 16)  # bits of a number that the server sends (0: all 32)
 
 
@@ -223,9 +221,8 @@ class ChangeConfig(ServerConfig, SendingConfig):
     max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
     dp_clip: float = number(0.0, 0, 1e9)  # differential privacy: norm to which each change is clipped (0: off)
     dp_noise: float = number(0.0, 0, 1e6)  # of it, the noise multiplier: deviation of the sum's noise [times dp_clip]
-    dp_epsilon: float = number(
-        0.0, 0, 1e6
-    )  # of it, the epsilon that all rounds may cost; it decides dp_noise (0: free)
+    # of it, the epsilon that all rounds together may cost; it decides dp_noise (0: dp_noise is given)
+    dp_epsilon: float = number(0.0, 0, 1e6)
     dp_delta: float = number(1e-5, 0, 1, above=True)  # of it, the delta that goes with epsilon, below 1 / num_clients
     # of it, noise drawn anew in each round (white), or such that rounds cancel each other's (banded, for cyclic)
     dp_noise_kind: str = name("white", "white", "banded")

@@ -171,6 +171,7 @@ def make_simulation(
             in_time, lasted = lasting(pace, state, ids, chosen, upload.weight, sizes, wait_for)
             present, clock = present & in_time, clock.later(lasted)
             times = {"clock/time": clock.as_units()}
+        padding = {} if ids.size == clients_per_round else {"health/padding": (~chosen).sum()}
         harmful = None if malicious is None else malicious & chosen
         keys_now = Keys(key(AGGREGATE), key(SERVER), key(ATTACK))
         arrived = present & chosen
@@ -185,7 +186,7 @@ def make_simulation(
             aggregator=done.aggregator,
             round=state.round + 1,
             clock=clock,
-        ), metrics | done.shown | times
+        ), metrics | done.shown | padding | times
 
     return Simulation(init, round, cohort, exchange.work)
 

@@ -164,15 +164,14 @@ def compile_round(group: Group) -> Program:
 
 def _rows(measured: dict, number: int, seconds: float, group: Group, compile_s: float) -> tuple[list[dict], list[dict]]:
     """A line of metrics for each member, whose time is the whole group's, and the clients that took part in it."""
-    steps = group.run.env_steps_per_round
     times = {"sys/round_s": seconds, "sys/compile_s": compile_s}
     who = {key.removeprefix(metrics.WHO): np.asarray(measured.pop(key)) for key in [*measured] if _is_who(key)}
     columns = sorted((key, statistics.short(column)) for key, column in measured.items())
     every = range(len(group.configs))
     ids = who.pop("selected")
-    shares = (ids >= 0).mean(axis=-1)  # the rows of nobody are no steps
+    steps = group.run.env_steps_per_client * (ids >= 0).sum(axis=-1)  # the rows of nobody are no steps
     rows = [{"round": number, **{key: column[i] for key, column in columns}, **times} for i in every]
-    rows = [row | {"sys/env_steps_per_s": steps * share / seconds} for row, share in zip(rows, shares, strict=True)]
+    rows = [row | {"sys/env_steps_per_s": float(n) / seconds} for row, n in zip(rows, steps, strict=True)]
     return rows, [
         {
             "selected": ids[i][ids[i] >= 0].tolist(),

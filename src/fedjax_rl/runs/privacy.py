@@ -67,6 +67,11 @@ def claim(config: Any, rounds: int) -> str:
     return accountant.claim(config.dp_noise, releases_of(config), rounds)
 
 
+def is_of_one_length(config: Any) -> bool:
+    """Is a run's privacy for one number of rounds, known beforehand?"""
+    return trust.is_private(config) and (config.dp_epsilon > 0 or config.dp_noise_kind == "banded")
+
+
 def with_noise(config: Any, begun: Any) -> Any:
     """The configuration with the noise that its epsilon demands; a run that was begun keeps its own.
 

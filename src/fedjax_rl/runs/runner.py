@@ -16,7 +16,7 @@ from fedjax_rl.federation.simulate import State
 from fedjax_rl.host import signals
 from fedjax_rl.host.exits import NoCheckpoint
 from fedjax_rl.host.numerics import pinned
-from fedjax_rl.runs import checkpoint, loop, mending, records, rundir, scoring
+from fedjax_rl.runs import checkpoint, loop, mending, privacy, records, rundir, scoring
 from fedjax_rl.runs.assemble import (
     Group,
     abstract_state,
@@ -25,7 +25,6 @@ from fedjax_rl.runs.assemble import (
     make_run,
     static_fields,
 )
-from fedjax_rl.runs.privacy import remarks, with_noise
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
 from fedjax_rl.runs.timing import with_lanes
@@ -68,9 +67,9 @@ def with_engine(path: Path, config: Config) -> Config:
       ConfigError: this machine does not have the engine that the run was begun on.
     """
     if not (path / rundir.CONFIG).exists():
-        return with_noise(with_lanes(replace(config, backend=engine(config.env, config.backend))), None)
+        return privacy.with_noise(with_lanes(replace(config, backend=engine(config.env, config.backend))), None)
     begun = rundir.open_run(path)
-    config = with_noise(config, begun)
+    config = privacy.with_noise(config, begun)
     if config.backend == "auto":
         config = replace(config, backend=begun.backend)
     try:
@@ -87,6 +86,10 @@ def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dic
     Raises:
       ConfigError: an environment cannot be made, or the directory not be written.
     """
+    if halvings and any(privacy.is_of_one_length(config) for config in members.values()):
+        raise ConfigError(
+            f"--halvings {halvings}: dp_epsilon and banded noise are for one number of rounds; give dp_noise instead"
+        )
     named = {path: with_engine(path, config) for path, config in members.items()}
     check(named)
     rundir.create_sweep(out, named, halvings)
@@ -165,7 +168,7 @@ def run_group(
         number = 0 if states is None else int(states.round[0])
         for directory, config in zip(directories, configs, strict=True):
             mending.go_back(directory, config, number, reporter.warn)
-        for line in dict.fromkeys(line for config in configs for line in remarks(config)):
+        for line in dict.fromkeys(line for config in configs for line in privacy.remarks(config)):
             reporter.say(line)
         program = compile_members(group, reporter)
         if program is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_rl.config import Config
+from fedjax_rl.config import Config, trust
 from fedjax_rl.runs import records, rundir
 
 LONG = 10  # rounds without a client that was heard, at the end of a run, after which it is no success
@@ -32,6 +32,8 @@ def _nobody_heard(row: dict[str, Any], config: Config) -> bool:
 
 def _worked(row: dict[str, Any], config: Config) -> int:
     """How many clients worked in a round."""
+    if "health/padding" in row:
+        return trust.at_most_together(config) - row["health/padding"]
     return round(row.get("clock/lanes", 1.0) * config.clients_per_round)
 
 
