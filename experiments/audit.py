@@ -20,6 +20,7 @@ from experiments.common import Scale, main
 from fedjax_rl.federation import selection
 from fedjax_rl.federation.accountant import Releases, coefficients, epsilon
 from fedjax_rl.federation.private import private
+from fedjax_rl.host.numerics import root_key
 
 LEVEL = 0.05  # a bound is false in at most so many audits
 N, M, K, Z, DELTA = 20, 4, 50, 3.0, 1e-3
@@ -92,7 +93,7 @@ def sums(select, cases, runs=20_000):
 
         return jax.lax.scan(step, [case[0].init(jnp.zeros(())) for case in cases], jnp.arange(K))[1]
 
-    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), runs))
+    found = jax.jit(jax.vmap(run))(jax.random.split(root_key(1), runs))
     return M * np.moveaxis(np.asarray(found, np.float64), 2, 0)
 
 
@@ -164,7 +165,7 @@ def zeroed(runs: int) -> float:
 
 def in_turns(noise: float = 6.0, runs: int = 20_000) -> dict[str, tuple[float, float]]:
     """(Claimed, proven) of cyclic selection by noise, where the auditor knows the groups and undoes the bands."""
-    groups = jax.random.key(0)
+    groups = root_key(0)
     noises = {"white": np.ones(1), "banded": coefficients(K, N // M)}
     cases = [
         (private(clip=1.0, noise=noise, clients_per_round=M, coefficients=c if len(c) > 1 else None), canary, 0.0)

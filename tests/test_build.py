@@ -77,9 +77,10 @@ def test_no_key_is_used_twice(name):
     extra = {"critic": "local"} if issubclass(config.CONFIGS[name], ChangeConfig) else {}
     extra |= {} if config.CONFIGS[name].refuses_stragglers else {"stragglers": 0.3}
     extra |= {"public_states": str(PUBLIC_STATES)} if name == "fedhpd" else {}
-    extra |= {"local_steps": 2} if name in ("afedpg", "nigt") else {}
+    extra |= {"local_steps": 2} if name in ("afedpg", "nigt", "npg") else {}
     extra |= {"buffer": 2} if name == "nigt" else {}
-    group = assemble.make_group([config.build(name, SMALL, extra, {"dropout": 0.2, "seed": seed}) for seed in (0, 1)])
+    extra |= {"clients_per_round": 4} if name == "npg_admm" else {"dropout": 0.2}
+    group = assemble.make_group([config.build(name, SMALL, extra, {"seed": seed}) for seed in (0, 1)])
     states, alive = jax.eval_shape(lambda: assemble.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
     with jax.debug_key_reuse(True):
         jax.jit(jax.vmap(group.run.simulation.init)).lower(states.key)

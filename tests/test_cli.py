@@ -108,7 +108,7 @@ def test_list_as_json(capsys):
     code, out, _ = call(capsys, "list", "--json")
     assert code == 0
     names = "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl"
-    names += " afedpg nigt fedasync lapg"
+    names += " afedpg nigt fedasync lapg npg npg_admm fedpg_br"
     assert set(json.loads(out)["algorithms"]) == set(names.split())
 
 

@@ -124,7 +124,7 @@ def test_what_fills_a_row_up_stays_zero(opt):
 
 
 def test_a_cohort_is_a_block_of_kinds_and_every_client_is_selected_as_often():
-    found = np.stack([select(jax.random.key(i), 12, 4) for i in range(600)])
+    found = np.stack([select(jax.random.key(0), i, 12, 4)[0] for i in range(600)])
     np.testing.assert_array_equal(found % 4, np.tile(np.arange(4), (600, 1)))
     counts = np.bincount(found.ravel(), minlength=12)
     assert np.all(np.abs(counts - 200) < 4 * np.sqrt(600 * (1 / 3) * (2 / 3)))

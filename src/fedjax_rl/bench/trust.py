@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.bench.run import configs, rounds
 from fedjax_rl.config import Config
+from fedjax_rl.host.numerics import root_key
 from fedjax_rl.runs import assemble, trusting
 from fedjax_rl.types import Message
 
@@ -50,9 +51,9 @@ def trust(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
 def messages(config: Config) -> Message:
     """Messages [M, ...] of the configuration's form, drawn at random."""
     run = assemble.make_run(config)
-    shared = jax.eval_shape(run.algorithm.init, jax.random.key(0)).shared
+    shared = jax.eval_shape(run.algorithm.init, root_key(0)).shared
     leaves, form = jax.tree.flatten(shared)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
+    keys = jax.random.split(root_key(1), len(leaves))
     drawn = [jax.random.normal(key, (config.clients_per_round, *x.shape)) for key, x in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(form, drawn)
 
@@ -76,4 +77,4 @@ def part(config: Config) -> Callable[[], Any]:
             sent = attack.forge(sent, ~malicious, malicious, key)
         return aggregator.update(sent, jnp.ones(count), aggregator.init(one), key)
 
-    return lambda: jax.block_until_ready(combined(sent, jax.random.key(2)))
+    return lambda: jax.block_until_ready(combined(sent, root_key(2)))
