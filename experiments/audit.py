@@ -187,17 +187,17 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     del envs
     runs, many = (2_000, 4_000) if scale.name == "tiny" else (20_000, 400_000)
     poisson = {name: proven(found, POISSON_LAWS[name]) for name, found in poisson_rounds(runs).items()}
-    turns, uniform = in_turns(runs=runs), epsilon(Z, SMALL._replace(selection="uniform"), K)
+    turns, uniform, silent = in_turns(runs=runs), epsilon(Z, SMALL._replace(selection="uniform"), K), zeroed(many)
     rows = {
         "poisson, the others send nothing": (CLAIMED, poisson["alone"]),
         "poisson, the others send the opposite": (CLAIMED, poisson["opposed"]),
         "cyclic, white": turns["white"],
         "cyclic, banded": turns["banded"],
-        "uniform, by its own claim": (uniform, zeroed(many)),
+        "uniform, by its own claim": (uniform, silent),
         "fault: the mean over who was heard": (CLAIMED, poisson["mean"]),
         "fault: half of the noise": (CLAIMED, poisson["half"]),
         "fault: uniform by poisson's claim, C for -C": (CLAIMED, replaced(runs)),
-        "fault: uniform by poisson's claim, C for nothing": (CLAIMED, zeroed(many)),
+        "fault: uniform by poisson's claim, C for nothing": (CLAIMED, silent),
     }
     text = [
         "# audit",

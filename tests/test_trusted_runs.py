@@ -260,6 +260,7 @@ def test_evaluation_is_in_the_true_world_and_apart_for_the_malicious(tmp_path):
     assert row["health/attacked"] == bad[who].sum()
 
 
+@pytest.mark.nightly
 def test_a_client_that_is_lied_to_is_replayed_with_its_lie(tmp_path):
     base = replace(SMALL, attack="reward_flip", attack_share=0.5, nan_dump=1, env="navigation")
     run = assemble.make_run(base)
