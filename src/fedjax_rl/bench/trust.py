@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_rl.bench.rows import Row, interleaved, median, row, spread
 from fedjax_rl.bench.run import configs, rounds
@@ -70,8 +71,9 @@ def part(config: Config) -> Callable[[], Any]:
     @jax.jit
     def combined(sent: Message, key: jax.Array) -> Any:
         if wires.uplink is not None:
-            start = wires.uplink.init(one)
-            update = lambda m, k: wires.uplink.update(m, start, None, key=k)[0]
+            uplink = optax.with_extra_args_support(wires.uplink)
+            start = uplink.init(one)
+            update = lambda m, k: uplink.update(m, start, key=k)[0]
             sent = jax.vmap(update)(sent, jax.random.split(key, count))
         if attack is not None:
             sent = attack.forge(sent, ~malicious, malicious, key)
