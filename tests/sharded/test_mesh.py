@@ -12,11 +12,13 @@ from contracts.quadratic import federation, make
 from contracts.test_contract import assert_same
 from fedjax_rl import config
 from fedjax_rl.config import presets
-from fedjax_rl.federation import placement
+from fedjax_rl.federation import attacks, compress, placement, robust, selection
 from fedjax_rl.federation.clock import Schedule
+from fedjax_rl.federation.exchange import Wires
 from fedjax_rl.federation.times import Pace
 from fedjax_rl.host import registry
 from fedjax_rl.runs import arrays, assemble
+from fedjax_rl.types import Attack
 from test_asynchronous import asynchronous
 
 COLLECTIVE = re.compile(r"= .*? (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
@@ -64,6 +66,23 @@ def test_sharded_equals_unsharded(name, devices):
     round, round_on_mesh = jax.jit(simulation.round), placement.jit(simulation.round, mesh)
     for _ in range(2):
         (plain, metrics), (sharded, metrics_of_mesh) = round(plain), round_on_mesh(sharded)
+    assert_same(plain, sharded, 1e-12)
+    assert_same(metrics, metrics_of_mesh, 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_what_is_not_sent_and_who_lies_are_those_of_one_device():
+    """Poisson's 11 places on four devices, memories of what was not sent, forged messages, a rule."""
+    wires = Wires(compress.compressor("top_k", ratio=0.4, bits=8, rank=1).transform)
+    attack = Attack(0.3, attacks.forge("noise", 2.0, robust.median()))
+    options = {"select": selection.poisson, "wires": wires, "attack": attack, "aggregator": robust.median()}
+    simulation, mesh = federation(make("fmrl"), n=20, m=5, dropout=0.2, **options), mesh_of(1, 4)
+    key = jax.random.key(3)
+    plain, sharded = simulation.init(key), placement.jit(simulation.init, mesh)(key)
+    round, round_on_mesh = jax.jit(simulation.round), placement.jit(simulation.round, mesh)
+    for _ in range(3):
+        (plain, metrics), (sharded, metrics_of_mesh) = round(plain), round_on_mesh(sharded)
+    assert metrics["health/attacked"] > 0 and metrics["who/selected"].shape == (11,)
     assert_same(plain, sharded, 1e-12)
     assert_same(metrics, metrics_of_mesh, 1e-12)
 
