@@ -230,6 +230,22 @@ def test_members_of_one_program_are_what_solo_runs_are(name):
             np.testing.assert_allclose(measured[key][i], metrics[key], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dp_clip": 0.1, "dp_noise": 1.0, "dp_where": "local", "compress": "top_k+quantise"},
+        {"compress": "random_k", "attack": "noise", "aggregator": "bucket+geomed", "downlink_bits": 4},
+    ],
+)
+def test_no_key_is_used_twice_on_the_way(values):
+    """JAX's own check, over a whole round of two members."""
+    values = {"selection": "poisson", "dropout": 0.2, **values}
+    group = assemble.make_group([replace(SMALL, seed=seed, **values) for seed in (0, 1)])
+    states, alive = jax.eval_shape(lambda: assemble.initial_states(group)), jax.ShapeDtypeStruct((2,), bool)
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda *args: assemble.round_of(group, *args)).lower(states, alive, group.values)
+
+
 def test_shapes_and_memories_are_programs_of_their_own():
     changes = [
         {"compress_ratio": 0.2},

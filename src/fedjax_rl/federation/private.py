@@ -12,6 +12,7 @@ from fedjax_rl.federation.robust import as_rows
 from fedjax_rl.federation.secure import FixedPoint, scaled
 from fedjax_rl.types import Aggregator, Array, Key, Message, Metrics, Tree
 
+_NOISE = 1 << 20  # apart from the draws of a compressor, which has the same key of client and round
 _RATE = 0.2  # of the adaptive clip, as its authors recommend
 
 
@@ -120,7 +121,7 @@ def local_noise(clip: Array | float, noise: Array | float) -> optax.GradientTran
     def update(message, state, params=None, *, key, **extra):
         del params, extra
         vector, message_of = ravel_pytree(message)
-        drawn = jax.random.normal(key, vector.shape, jnp.float32)
+        drawn = jax.random.normal(jax.random.fold_in(key, _NOISE), vector.shape, jnp.float32)
         vector *= _shortening(jnp.linalg.norm(vector), clip).astype(vector.dtype)
         return message_of(vector + (noise * clip * drawn).astype(vector.dtype)), state
 
