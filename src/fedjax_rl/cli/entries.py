@@ -183,9 +183,10 @@ def _doctor(argv: Sequence[str]) -> int:
 
 
 def _list(argv: Sequence[str]) -> int:
+    from fedjax_rl.cli import listing
     from fedjax_rl.cli import options as known
 
-    return known.show_list(known.parse_command(known.PlainOptions, argv, "list").json)
+    return listing.show_list(known.parse_command(known.PlainOptions, argv, "list").json)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

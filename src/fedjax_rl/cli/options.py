@@ -1,6 +1,5 @@
-"""Options of the commands that act on a run, and the list of what there is. Imports no jax."""
+"""Options of the commands that act on a run. Imports no jax."""
 
-import json as json_module
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from typing import Any
 import tyro
 
 from fedjax_rl.cli.parse import MachineOptions, options, parse
-from fedjax_rl.config import CONFIGS, Config, ConfigError, nearest, trust
-from fedjax_rl.config.options import SERVER_NAMES
-from fedjax_rl.config.presets import PRESETS
-from fedjax_rl.host import output, registry
+from fedjax_rl.config import Config, ConfigError, nearest
+from fedjax_rl.host import registry
 
 
 @dataclass(frozen=True)
@@ -231,32 +228,6 @@ class PlainOptions:
 def parse_command(cls: Any, argv: Sequence[str], name: str) -> Any:
     """The options of a command other than train."""
     return parse(cls, argv, f"fedjax-rl {name}", options(cls))
-
-
-def show_list(as_json: bool) -> int:
-    """Print the names that the command line knows."""
-    about = {name: (cls.__doc__ or "").split("\n")[0] for name, cls in CONFIGS.items()}
-    about |= {name: entry.value for name, entry in registry.guests("algorithm").items()}
-    theirs = [f"{start}NAME" for start in registry.PREFIX["environment"]]
-    names = {
-        "algorithms": about,
-        "environments": [*registry.names("environment"), *theirs, *registry.guests("environment")],
-        "policies": [*registry.names("policy"), *registry.guests("policy")],
-        "aggregators": [*registry.names("aggregator"), *registry.guests("aggregator")],
-        "attacks": [*trust.MESSAGE_ATTACKS, *trust.WORLD_ATTACKS],
-        "compressors": [name for name in trust.COMPRESSORS if name != "none"],
-        "presets": list(PRESETS),
-        "server optimizers": list(SERVER_NAMES),
-    }
-    if as_json:
-        output.result(json_module.dumps(names))
-        return 0
-    lines = []
-    for title, entries in names.items():
-        lines.append(f"{title}:")
-        lines += [f"  {name:<24}{entries[name]}" if isinstance(entries, dict) else f"  {name}" for name in entries]
-    output.result("\n".join(lines))
-    return 0
 
 
 def _at_least(name: str, value: int | None, low: int) -> None:
