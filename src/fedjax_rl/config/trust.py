@@ -213,7 +213,7 @@ def notices(config: Any) -> list[str]:
         )
     if is_private(config) and config.server in ("adam", "reddi", "as_printed", "yogi", "rmsprop"):
         lines.append(
-            f"server = {config.server!r}: it divides by the size of the noise; with dp_clip, sgd or avgm learn more"
+            f"server = {config.server!r}: it divides by the size of its input, and so by the noise; sgd and avgm do not"
         )
     if is_private(config) and config.dropout:
         lines.append(
