@@ -82,7 +82,7 @@ def configure(scale: Scale, algorithm: str, env: str, **values: Any) -> config.C
 def env_steps(c: config.Config) -> int:
     """Environment steps of a whole run."""
     horizon = HORIZON.get(c.env) or HORIZON[c.env.split("/")[0]]
-    return c.rounds * c.clients_per_round * c.batches * c.episodes * horizon
+    return c.rounds * c.clients_per_round * c.env_steps(horizon)
 
 
 def run(scale: Scale, members: Members, out: Path) -> None:
@@ -112,6 +112,14 @@ def finals(out: Path, members: Members) -> dict[str, dict[str, Any]]:
         if rows:
             found[name] = rows[-1]
     return found
+
+
+def measured(run: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What was measured on a run's last checkpoint. It is written beside the records: an archive has no checkpoints."""
+    path = run / "measured.json"
+    if not path.exists():
+        path.write_text(json.dumps({key: np.asarray(value).tolist() for key, value in measure().items()}) + "\n")
+    return json.loads(path.read_text())
 
 
 def curve(out: Path, name: str, key: str) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Strict numerics for every test, and float64 where a test asks for it."""
 
+import os
 import signal
 
 import jax
@@ -28,21 +29,23 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def shared_programs(tmp_path_factory):
-    """Runs of one configuration share their compiled programs, which are most of a small run's time, in all workers."""
+    """Programs that were compiled once are there for all tests, for both workers and for processes that tests start."""
     base = tmp_path_factory.getbasetemp()
     home = base.parent if base.name.startswith("popen-") else base
     values = {
-        "jax_compilation_cache_dir": str(home / "programs"),
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(home / "programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    compilation_cache.reset_cache()
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        before = {name: getattr(jax.config, name) for name in values}
+        for name, value in values.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        compilation_cache.reset_cache()
+        yield
+        compilation_cache.reset_cache()
+        for name, value in before.items():
+            jax.config.update(name, value)

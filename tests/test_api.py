@@ -29,7 +29,6 @@ NAMES = """
     make_simulation parts register_aggregator register_algorithm register_environment register_policy run_rounds sweep
     tasks testing train
 """
-pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture(scope="module")

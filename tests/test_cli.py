@@ -15,7 +15,6 @@ import pytest
 from fedjax_rl import cli
 from fedjax_rl.config.algorithms import FmrlConfig
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()
 
 
@@ -108,7 +107,7 @@ def test_list_as_json(capsys):
     code, out, _ = call(capsys, "list", "--json")
     assert code == 0
     names = "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl"
-    names += " afedpg nigt fedasync lapg npg npg_admm fedpg_br"
+    names += " afedpg nigt fedasync lapg npg npg_admm fedpg_br dqn_avg q_avg fedstrategy"
     assert set(json.loads(out)["algorithms"]) == set(names.split())
 
 

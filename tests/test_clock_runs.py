@@ -14,7 +14,6 @@ from fedjax_rl.reports import finished
 from fedjax_rl.runs import assemble, loop, nan_dump, records, rundir, runner, timing
 from test_train import SMALL, final_hash, go, resume, untimed
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 CLOCK = {"num_clients": 6, "in_flight": 4, "schedule": "async", "buffer": 2, "clients_per_round": 4, "speed": "uniform"}
 LATE = replace(SMALL, eval_every=0, **CLOCK, delay_noise="shifted", staleness="polynomial", dropout=0.2)
 

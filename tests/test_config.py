@@ -151,6 +151,9 @@ TRUSTED = [
 ]
 
 
+LEARNS = {"aggregate": "parameters", "personal": "none", "learn_after": 1}
+
+
 @pytest.mark.parametrize("algorithm", CONFIGS)
 def test_toml_round_trips(algorithm, tmp_path):
     rng, path = random.Random(0), tmp_path / "config.toml"
@@ -172,6 +175,11 @@ def test_toml_round_trips(algorithm, tmp_path):
                 values["critic"] = "linear"
             if CONFIGS[algorithm].refuses_stragglers or values["local_steps"] == 1:
                 values["stragglers"] = 0.0
+        if CONFIGS[algorithm].learns_values:
+            values |= {"critic": "linear", "attack": "none"}
+            values |= {"policy": "table"} if algorithm == "q_avg" else LEARNS
+        if algorithm == "fedstrategy":
+            values |= {"critic": "none", "reduction": "mean", "client_episodes": (1,), "client_steps": ()}
         if algorithm == "npg_admm":
             values |= {"clients_per_round": values["num_clients"], "dropout": 0.0}
         made = config.build(algorithm, values)

@@ -7,12 +7,9 @@ import re
 import types
 from typing import Any
 
-import pytest
-
 import fedjax_rl as fr
 from fedjax_rl.host import registry
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 # in this order: the first makes the run that others open
 EXAMPLES = """
     train sweep load Run Run.policy make_env make_problem make_simulation Config Env EnvSpec

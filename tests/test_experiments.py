@@ -41,7 +41,6 @@ from fedjax_rl.runs import records, rundir
 ENV = "half_cheetah/direction"
 TINY = common.SCALES["tiny"]
 METHODS = ("fmrl", "ditto")
-pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +52,7 @@ def plain_programs():
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory, shared_programs):
+def table(tmp_path_factory):
     out = tmp_path_factory.mktemp("table1")
     table1.experiment(TINY, out, (ENV,), METHODS)
     return out
@@ -127,6 +126,7 @@ def test_the_figures_run(figure, tmp_path):
     assert len(scores) > 2 and {len(columns["after"]) for columns in scores.values()} == {2}  # seeds
 
 
+@pytest.mark.nightly  # a committed study's tables are made again below
 def test_a_study_tabulates_every_line_with_its_worst_clients(tmp_path, monkeypatch):
     monkeypatch.setattr(curvature, "LINES", {k: curvature.LINES[k] for k in ("first order", "exact, log")})
     curvature.experiment(TINY, tmp_path, (ENV,))
@@ -184,7 +184,7 @@ def test_a_studys_lines_have_one_budget_and_differ(module, scale, tmp_path, monk
 
 
 # whose rounds select clients, with one set of options for all
-ALL_WORK = ("fedhpd", "dpa_fedrl", "npg_admm")
+ALL_WORK = ("fedhpd", "dpa_fedrl", "npg_admm", "dqn_avg")
 MATCHED = [name for name in CONFIGS if name not in ALL_WORK and CONFIGS[name]().schedule == "sync"]
 
 
@@ -251,6 +251,7 @@ def test_changes_agree_as_their_signal_and_noise_say():
     assert found["median_norm"] == pytest.approx(np.sqrt(5 * 4000), rel=0.02)
 
 
+@pytest.mark.nightly  # the cosines are guarded above, the opening of a run by the long rollouts below
 def test_the_agreement_of_a_runs_changes_is_that_of_its_clients(table):
     """From the saved parameters, which training has moved; every replica has episodes of its own."""
     path = table / ENV / "fmrl" / "seed0"

@@ -42,11 +42,17 @@ def round_text(some):
     return lowered(functools.partial(assemble.round_of, some), *args)
 
 
-@pytest.mark.parametrize("name", registry.OWN["algorithm"])
+# made of parts that the other algorithms have too
+ALIKE = "fedprox reptile per_fedavg meta_sgd pfedme fedrep independent fedasync afedpg lapg npg".split()
+ALL = [pytest.param(n, marks=pytest.mark.nightly if n in ALIKE else ()) for n in registry.OWN["algorithm"]]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_group_of_every_algorithm_lowers_with_products_of_float32(name):
     with pinned():
         states = {"public_states": str(PUBLIC_STATES)} if name == "fedhpd" else {}
-        text = round_text(group("navigation", name, **states))
+        env = "finite/random" if config.CONFIGS[name].learns_values else "navigation"
+        text = round_text(group(env, name, **states))
     assert not FOREIGN.search(text)
     products = re.findall("stablehlo.dot_general .*", text)  # rounded alike, or the ratio of two policies is not 1
     assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

@@ -33,7 +33,8 @@ def test_a_share_has_an_interval_over_its_seeds():
     assert mean == 62 and 30 < low < 45 < 80 < high < 95  # 2.5 +- 1.96 sqrt(1.25 / 4), over 4
 
 
-def test_returns_of_rounds_stand_for_their_episodes(tmp_path, shared_programs):
+@pytest.mark.nightly  # kinds and distilling have their own tests; this is the study's own reading of such runs
+def test_returns_of_rounds_stand_for_their_episodes(tmp_path):
     tiny = SCALES["tiny"]
     values = {**fedhpd.arms(80, "", ("NoFed",))["NoFed"], "kinds": "1x4:relu:0.001,9x3:tanh:0.001"}
     some = fedhpd.members(tiny, fedhpd.CARTPOLE, values, "NoFed")

@@ -22,7 +22,6 @@ from fedjax_rl.runs import assemble, sweep
 PLUGIN = Path(__file__).parents[1] / "examples" / "plugin" / "src"
 FEDSIGN, WINDY = "fedjax_rl_windy.fedsign:fedsign", "fedjax_rl_windy.windy:windy"
 SMALL = "--preset tiny --hidden 4 --new-clients 2 --adapt-steps 1 --quiet".split()
-pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 @pytest.fixture
@@ -217,7 +216,7 @@ def test_policies_and_aggregators_of_guests_are_used(fresh):
     }
     plain, guest = (assemble.make_run(config.build("fedavg", shared, more)) for more in ({}, {"aggregator": "doubled"}))
     state = assemble.initial_state(plain)
-    moved = [run.simulation.round(state)[0].server.shared for run in (plain, guest)]
+    moved = [jax.jit(run.simulation.round)(state)[0].server.shared for run in (plain, guest)]
     change = [jax.tree.map(np.subtract, after, state.server.shared) for after in moved]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=1e-6), *change)
     wide = assemble.make_run(config.build("fedavg", shared, {"policy": "wider"}))

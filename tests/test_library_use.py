@@ -61,7 +61,6 @@ ONE_BY_ONE = [
     pytest.param(name, value, id=f"{name}={value}", marks=() if {name, value} & {*ALONE} else pytest.mark.nightly)
     for name, value in SETTINGS
 ]
-pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 def train(directory: Path) -> str:
@@ -71,7 +70,7 @@ def train(directory: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shared_programs, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     return train(tmp_path_factory.mktemp("run") / "run")
 
 

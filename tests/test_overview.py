@@ -8,7 +8,6 @@ import fedjax_rl as fr
 from fedjax_rl import cli
 
 SMALL = {"preset": "tiny", "hidden": [4], "new_clients": 2, "adapt_steps": 1, "quiet": True}
-pytestmark = pytest.mark.usefixtures("shared_programs")
 
 
 def test_ls_and_show_say_what_there_is(tmp_path, capsys, monkeypatch):

@@ -56,8 +56,8 @@ def lines(run, name="metrics.jsonl"):
 
 @pytest.fixture(scope="module")
 def command():
-    small = ["--preset", "tiny", "--env", "navigation", "--clients-per-round", "3", "--server", "sgd"]
-    return ["train", *small, "--server-lr", "1", "--new-clients", "3", "--adapt-steps", "1", "--json"]
+    small = "--preset tiny --env navigation --clients-per-round 3 --server sgd --server-lr 1 --hidden 4".split()
+    return ["train", *small, "--local-steps", "1", "--new-clients", "3", "--adapt-steps", "1", "--json"]
 
 
 def test_two_processes_are_one_federation(command, tmp_path):

@@ -7,12 +7,6 @@ from faults.outcome import REFUSED
 from fedjax_rl.host import agreement
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "programs"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
 def assert_refused(cases):
     """Every case is; and there is one, or nothing would be looked at."""
     ends = [(case.end, str(case)) for case in cases]

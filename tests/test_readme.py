@@ -20,7 +20,7 @@ def test_the_page_for_guests_shows_the_file_as_it_is(path):
     assert len(source.splitlines()) <= 40
 
 
-def test_the_example_in_python_gives_what_its_comments_say(tmp_path, monkeypatch, shared_programs):
+def test_the_example_in_python_gives_what_its_comments_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_REGISTERED", {kind: {} for kind in registry.OWN})
     [source] = re.findall(r"<!-- python example -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -26,7 +26,6 @@ from fedjax_rl.rl.policies import gaussian_mlp
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.runs import assemble, checkpoint, rundir
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 TINY = "--preset tiny --hidden 4 --num-clients 4 --clients-per-round 2 --new-clients 0 --order first --adapt-steps 2"
 TINY = [*TINY.split(), "--local-steps", "1", "--rounds", "1", "--quiet"]
 STEPS = 200

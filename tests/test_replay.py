@@ -14,7 +14,7 @@ SMALL = {"env": "probe/delayed", "hidden": (4,), "episodes": 1, "new_clients": 0
 
 
 def test_a_replay_is_the_clients_part_of_the_round(tmp_path):
-    config = build("ditto", preset("tiny", "ditto"), SMALL)
+    config = build("ditto", preset("tiny", "ditto"), {**SMALL, "local_steps": 1})
     run = make_run(config)
     state = initial_state(run)
     ids, *rows = run.simulation.cohort(state)
@@ -47,7 +47,7 @@ def test_the_line_that_gave_the_first_nan_is_named(tmp_path, capsys):
     assert "first NaN: invalid value (nan)" in said and "distributions.py" in said
 
 
-def test_a_run_writes_down_who_was_not_finite(tmp_path, capsys, shared_programs):
+def test_a_run_writes_down_who_was_not_finite(tmp_path, capsys):
     """Steps of rate 100, without a clip, blow up log_std."""
     out = tmp_path / "run"
     line = (

@@ -17,7 +17,6 @@ from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, 
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.progress import Reporter
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = FmrlConfig(
     env="probe/delayed",
     hidden=(4,),

@@ -20,7 +20,6 @@ from fedjax_rl.host import exits, output, signals
 from fedjax_rl.runs import assemble, checkpoint, mending, records, rundir, scoring
 from fedjax_rl.runs.arrays import state_hash
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = FmrlConfig(
     env="probe/delayed",
     hidden=(4,),
@@ -242,17 +241,34 @@ def test_rates_are_taken_in_order(run):
     assert np.all(still[:, 2:] != two_rates[:, 2:])
 
 
-@pytest.mark.parametrize("algorithm", CONFIGS)
-def test_every_algorithm_runs_a_round_and_counts_its_samples(algorithm):
+def little(algorithm):
+    """A run of an algorithm with the settings that it needs."""
     shared = {item.name: getattr(SMALL, item.name) for item in fields(Config)}
     shared |= {"distill": "none"} if algorithm == "fedhpd" else {}  # else it needs public states
+    shared |= {"gae_lambda": 0.9, "entropy_coef": 0.1} if algorithm == "fedstrategy" else {}
     shared |= {"local_steps": 1} if algorithm in ("lapg", "npg_admm", "fedpg_br") else {}
+    shared |= {"env": "finite/random"} if CONFIGS[algorithm].learns_values else {}
+    shared |= {"policy": "table", "local_steps": 1} if algorithm == "q_avg" else {}
+    shared |= {"learn_after": 1} if algorithm == "dqn_avg" else {}
     shared |= {"num_clients": 2, "eval_clients": 2} if algorithm == "npg_admm" else {}  # all, in every round
-    run = assemble.make_run(CONFIGS[algorithm](**shared))
+    return assemble.make_run(CONFIGS[algorithm](**shared))
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_every_algorithm_counts_its_samples(algorithm):
+    run = little(algorithm)
+    of_client = run.config.batches * 3 * run.env.spec.horizon  # the contract counts the batches
+    of_client += 2 if algorithm == "dqn_avg" else 0  # an environment step for each learning step
+    assert run.env_steps_per_round == 2 * of_client
+
+
+@pytest.mark.nightly  # test_bits.py runs three rounds of every algorithm
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_every_algorithm_runs_a_round(algorithm):
+    run = little(algorithm)
     state, measured = simulate.run_rounds(run.simulation, assemble.initial_state(run), 1)
     assert int(state.round) == 1
     assert np.isfinite(measured["train/return/adapt_0"]).all()
-    assert run.env_steps_per_round == 2 * run.config.batches * 3 * 4  # the contract counts the batches
 
 
 def test_two_writers_are_refused(tmp_path):

@@ -19,7 +19,6 @@ from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
 from test_train import SMALL, final_hash, go, resume, untimed
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 QUIET = Reporter(quiet=True)
 DP = {"dp_clip": 0.1, "dp_noise": 1.0}
 SECURE = {"secagg_bits": 16, "secagg_range": 1.0}

@@ -22,7 +22,6 @@ from fedjax_rl.host import exits, files, output, signals
 from fedjax_rl.reports import finished
 from fedjax_rl.runs import digest, loop, records, rundir, runner
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()
 
 

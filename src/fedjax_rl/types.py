@@ -50,6 +50,27 @@ class Walk(NamedTuple):
     see: Callable[[Tree], Array]
 
 
+class Tuning(NamedTuple):
+    """What of a loss a learned strategy may decide, () each: the entropy's weight, the advantages' lambda, the clip."""
+
+    entropy_coef: Array | float
+    gae_lambda: Array | float
+    clip: Array | float
+
+
+class Tuned(NamedTuple):
+    """A loss whose numbers are arguments, so that it can be differentiated in them.
+
+    Attributes:
+      limit: (batch, count) -> the batch of its first `count` episodes, the others masked, with the values against which
+        advantages are taken. `count` may be a float.
+      loss: (parameters, what `limit` gave, tuning) -> (), the problem's loss with these numbers in place of its own.
+    """
+
+    limit: Callable[[Batch, Array | float], Batch]
+    loss: Callable[[Params, Batch, Tuning], Array]
+
+
 class Problem(NamedTuple):
     """All that an algorithm may know of reinforcement learning.
 
@@ -69,6 +90,9 @@ class Problem(NamedTuple):
       ratio: (parameters, batch) -> (), pi_parameters(a | s) / pi_sampled(a | s), mean over the batch's valid steps.
       server_sample: (parameters, key, count) -> a batch of `count` episodes that the server lives through, each in a
         task of its own, drawn as the clients' are.
+      tuned: the loss with numbers that a strategy decides.
+      lift: (make: problem -> f) -> f for clients of whatever kind, f: (parameters, *data) -> (parameters, floats). What
+        f computes inside has derivatives of any order. None: all clients are of one kind, and `make(problem)` is it.
     """
 
     init: Callable[[Key], Params]
@@ -82,6 +106,52 @@ class Problem(NamedTuple):
     kl: Callable[[Params, Params, Batch], Array] | None = None
     ratio: Callable[[Params, Batch], Array] | None = None
     server_sample: Callable[[Params, Key, int], Batch] | None = None
+    tuned: Tuned | None = None
+    lift: Callable[[Callable[["Problem"], Callable]], Callable] | None = None
+
+
+class Transition(NamedTuple):
+    """One step of an environment with discrete actions, from which values are learned.
+
+    Attributes:
+      obs: [O] before the step.
+      action: [1] int32.
+      reward: ().
+      ended: () bool, is nothing to come after it? A time limit ends an episode too, but not this: values go on there.
+      next_obs: [O] after the step, before any new episode begins.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    ended: Array
+    next_obs: Array
+
+
+class ValueProblem(NamedTuple):
+    """All that an algorithm which learns values may know of reinforcement learning.
+
+    Attributes:
+      init: key -> parameters.
+      start: (task, key) -> where a running environment is, arrays of numbers.
+      act: (parameters, where it is, epsilon, task, key) -> (where it is then, transition): one epsilon-greedy step.
+        Where an episode is over the next one begins.
+      loss: (parameters, target parameters, transitions [B], valid [B] bool) -> (), the mean error of the valid ones.
+      sample: (parameters, task, key) -> ((transitions [B], valid [B]), stats) of E greedy episodes.
+      seen: where it is -> (stats of the episodes since `start`, or since this was last asked; where it is, asked).
+      blank: (where it is, transition), all zeros: the shapes of what `start` and `act` give.
+      backup: (parameters, task) -> the parameters after the Bellman optimality operator of the task, where its model is
+        known.
+    """
+
+    init: Callable[[Key], Params]
+    start: Callable[[Task, Key], Tree]
+    act: Callable[[Params, Tree, Array, Task, Key], tuple[Tree, Transition]]
+    loss: Callable[[Params, Params, Transition, Array], Array]
+    sample: Callable[[Params, Task, Key], tuple[tuple[Transition, Array], Stats]]
+    seen: Callable[[Tree], tuple[Stats, Tree]]
+    blank: tuple[Tree, Transition]
+    backup: Callable[[Params, Task], Params] | None = None
 
 
 class Server(NamedTuple):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_rl.config import CONFIGS
 from fedjax_rl.federation import aggregators, simulate
 from fedjax_rl.host import registry
-from fedjax_rl.types import Problem, Stats, Walk
+from fedjax_rl.types import Problem, Stats, Transition, Tuned, ValueProblem, Walk
 
 INNER_LR, LOCAL_LR, STEPS = 0.2, 0.05, 3
 
@@ -44,6 +45,29 @@ PROBLEM = Problem(
     kl=lambda params, at, batch: 0.5 * batch["a"] * jnp.sum((params["x"] - at["x"]) ** 2),
     ratio=lambda params, batch: jnp.ones(()),
     server_sample=lambda params, key, count: {"a": jnp.ones(()), "u": jnp.zeros(3)},
+    tuned=Tuned(limit=lambda batch, count: batch, loss=lambda params, batch, tuning: loss(params, batch)),
+)
+
+
+def step_of(task):
+    """What every environment step shows: a transition on which the loss is the client's quadratic."""
+    return Transition(task["u"], jnp.zeros(1, jnp.int32), task["a"], jnp.zeros((), bool), task["u"])
+
+
+VALUES = ValueProblem(
+    init=PROBLEM.init,
+    start=lambda task, key: jnp.zeros(()),
+    act=lambda params, at, epsilon, task, key: (at + 1.0, step_of(task)),
+    loss=lambda params, target, rows, valid: (
+        0.5 * jnp.mean(rows.reward * jnp.sum((params["x"][None] - rows.obs) ** 2, axis=1))
+    ),
+    sample=lambda params, task, key: (
+        (jax.tree.map(lambda x: x[None], step_of(task)), jnp.ones(1, bool)),
+        sample(params, task, key)[1],
+    ),
+    seen=lambda at: (Stats(at, jnp.zeros((), int)), at),
+    blank=(np.zeros(()), Transition(np.zeros(3), np.zeros(1, np.int32), np.zeros(()), np.zeros((), bool), np.zeros(3))),
+    backup=lambda params, task: {"x": params["x"] - task["a"] * (params["x"] - task["u"])},
 )
 PUBLIC_STATES = np.random.default_rng(0).normal(size=(8, 3))
 
@@ -56,7 +80,12 @@ def sample_tasks(key, n):
     }
 
 
-def make(name, *, server_opt=None, problem=PROBLEM, **settings):
+def problem_of(name):
+    return VALUES if CONFIGS[name].learns_values else PROBLEM
+
+
+def make(name, *, server_opt=None, problem=None, **settings):
+    problem = problem_of(name) if problem is None else problem
     factory = registry.find("algorithm", name)
     taken = inspect.signature(factory).parameters
     usual = {
@@ -65,6 +94,11 @@ def make(name, *, server_opt=None, problem=PROBLEM, **settings):
         "local_steps": STEPS,
         "inner_lr": INNER_LR,
         "public_states": PUBLIC_STATES,
+        "step": "plain",  # of a learned strategy
+        "client_episodes": (1, 2, 3, 4, 5, 6),  # so that no two clients have one capability
+        "learn_after": 1,
+        "batch": 2,
+        "capacity": 4,
         "inner_steps": 1.0,  # the number of a server's steps is drawn; a mean of 1 is always 1
     }
     return factory(problem, **{key: value for key, value in usual.items() if key in taken} | settings)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
+from contracts.quadratic import STEPS, federation, make, problem_of, sample_tasks
 from fedjax_rl import trees
 from fedjax_rl.config import CONFIGS
 from fedjax_rl.federation import evaluate, simulate
@@ -15,7 +15,19 @@ from fedjax_rl.host import registry
 from fedjax_rl.types import Aggregate
 
 pytestmark = pytest.mark.usefixtures("x64")
-every = pytest.mark.parametrize("name", registry.OWN["algorithm"])
+NAMES = tuple(registry.OWN["algorithm"])
+every = pytest.mark.parametrize("name", NAMES)
+KINDS = ("fmrl", "ditto", "scaffold")  # samples twice; keeps a model of its own; keeps something that the server needs
+FAULTS = ("weight 0", "nan", "inf", "1e300", "nan state")
+
+
+def but_for_kinds(some, *values):
+    """Every algorithm with every value; with some of them nightly, but for one algorithm of each kind.
+
+    One test of finiteness serves all algorithms and all numbers that are not finite, and one map all cohorts.
+    """
+    marks = lambda name, value: pytest.mark.nightly if value in some and name not in KINDS else ()
+    return [pytest.param(name, v, marks=marks(name, v)) for name in NAMES for v in values]
 
 
 def assert_same(x, y, rtol=0.0):
@@ -39,6 +51,7 @@ def test_state_keeps_its_form_and_stays_finite(name):
     sent = 3 * {"scaffold": 2, "meta_sgd": 2, "independent": 0}.get(name, 1)  # entries; two vectors, or none
     sent += name == "fedasync"  # its share
     said = {"fedhpd": 10 * 4, "dpa_fedrl": 1}  # of half the public states in each exchange; of one state
+    said["fedstrategy"] = 7 * 4  # whatever the model
     sent = said.get(name, sent)
     assert metrics["comm/up_bytes"] == 3 * sent * 8  # M clients, float64
 
@@ -64,7 +77,8 @@ def test_permuting_clients_leaves_the_server_alone(name):
     assert_same(trees.take(one.clients, order), two.clients, 1e-12)
 
 
-@every
+# all that an algorithm keeps is in one state, and one loop runs all
+@pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.nightly) for n in NAMES])
 def test_two_halves_equal_the_whole(name):
     simulation = federation(make(name, server_opt=optax.adam(0.1)), n=6, m=2)
     whole, _ = simulate.run_rounds(simulation, simulation.init(jax.random.key(1)), 6)
@@ -73,8 +87,7 @@ def test_two_halves_equal_the_whole(name):
     assert_same(whole, again)
 
 
-@every
-@pytest.mark.parametrize("fault", ["weight 0", "nan", "inf", "1e300", "nan state"])
+@pytest.mark.parametrize(("name", "fault"), but_for_kinds(("inf", "1e300"), *FAULTS))
 def test_a_silent_client_leaves_no_trace(name, fault):
     """With client 2 silent, the server moves as the others' mean does; found by asking each client alone.
 
@@ -143,8 +156,7 @@ def test_a_zero_message_leaves_the_model_where_the_optimiser_says(name):
     assert_same(after.shared, server.shared)
 
 
-@every
-@pytest.mark.parametrize("client_batch", [1, 4])
+@pytest.mark.parametrize(("name", "client_batch"), but_for_kinds((1,), 1, 4))
 def test_chunks_equal_the_whole_cohort(name, client_batch):
     whole, chunked = federation(make(name)), federation(make(name, client_batch=client_batch))
     state = whole.init(jax.random.key(0))
@@ -180,9 +192,9 @@ def test_the_configuration_knows_how_many_batches_a_client_samples(name):
 
     def counting(*args):
         sampled.append(args)
-        return PROBLEM.sample(*args)
+        return problem_of(name).sample(*args)
 
-    algorithm = make(name, problem=PROBLEM._replace(sample=counting))
+    algorithm = make(name, problem=problem_of(name)._replace(sample=counting))
     server = algorithm.init(jax.random.key(0))
     client = algorithm.init_client(server.shared, jax.random.key(1), 0)
     with jax.disable_jit():
@@ -190,7 +202,8 @@ def test_the_configuration_knows_how_many_batches_a_client_samples(name):
             server.shared, client, trees.take(sample_tasks(jax.random.key(2), 1), 0), jax.random.key(3)
         )
     steps = 1 if name in ("lapg", "npg_admm", "fedpg_br") else STEPS
-    assert len(sampled) == CONFIGS[name](local_steps=steps).batches
+    values = {"learn_after": 1} if name == "dqn_avg" else {}
+    assert len(sampled) == CONFIGS[name](local_steps=steps, **values).batches
 
 
 @every
@@ -199,7 +212,7 @@ def test_evaluation_follows_the_quadratic(name):
     algorithm = make(name)
     simulation = federation(algorithm)
     state = simulation.init(jax.random.key(0))
-    run = evaluate.make_evaluate(lambda values: (PROBLEM, algorithm))
+    run = evaluate.make_evaluate(lambda values: (problem_of(name), algorithm))
     returns = run([()] * 4, state.server.shared, state.clients, state.tasks, jax.random.key(5))
     a = np.asarray(state.tasks["a"])[:, None]
     models = jax.vmap(algorithm.personal_params, in_axes=(None, 0), axis_size=6)(state.server.shared, state.clients)

@@ -37,6 +37,15 @@ def test_fedprox_ends_where_its_recursion_says():
     np.testing.assert_allclose(message("fedprox", mu=mu), end - x, rtol=1e-12)
 
 
+def test_fedprox_by_divergence_ends_where_its_recursion_says():
+    """The quadratic's divergence from the received model is a/2 |x - x_k|^2."""
+    x, mu, a, u = np.asarray(START["x"]), 0.7, 1.3, np.asarray(TASK["u"])
+    end = x
+    for _ in range(STEPS):
+        end = end - LOCAL_LR * (a * (end - u) + mu * a * (end - x))
+    np.testing.assert_allclose(message("fedprox", mu=mu, proximal="kl"), end - x, rtol=1e-12)
+
+
 def test_fedprox_without_its_term_is_fedavg():
     np.testing.assert_allclose(message("fedprox", mu=0.0), message("fedavg"), rtol=1e-12)
 

@@ -14,6 +14,7 @@ from fedjax_rl.runs import records
 
 pytest.importorskip("gymnasium")
 SMALL = {"num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,), "new_clients": 0, "quiet": True}
+POLES = "gym/CartPole-v1?horizon=30"
 
 
 class Stopping:
@@ -27,12 +28,11 @@ def untimed(path):
     return [{k: v for k, v in r.items() if not k.startswith(("sys/", "time"))} for r in records.sound(path)]
 
 
-@pytest.mark.usefixtures("shared_programs")
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """Ditto has two batches side by side."""
-    given = {**SMALL, "rounds": 4, "save_every": 1, "adapt_steps": 1}
-    whole = fr.train("ditto", "gym/CartPole-v1", out=tmp_path / "whole", **given)
-    parts = fr.train("ditto", "gym/CartPole-v1", out=tmp_path / "parts", callbacks=[Stopping()], **given)
+    given = {**SMALL, "rounds": 4, "save_every": 1, "adapt_steps": 1, "local_steps": 1}
+    whole = fr.train("ditto", POLES, out=tmp_path / "whole", **given)
+    parts = fr.train("ditto", POLES, out=tmp_path / "parts", callbacks=[Stopping()], **given)
     assert parts.history["round"].tolist() == [1, 2]
     parts = parts.resume(quiet=True)
     np.testing.assert_array_equal(parts.returns["eval"], whole.returns["eval"])

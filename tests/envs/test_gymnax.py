@@ -9,6 +9,8 @@ import pytest
 
 from fedjax_rl.cli import main
 from fedjax_rl.envs import make_env
+from fedjax_rl.rl.policies import mlp
+from fedjax_rl.rl.rollout import make_rollout
 
 pytest.importorskip("gymnax")
 pytest.importorskip("six")
@@ -92,13 +94,19 @@ def test_tasks_are_uniform_by_identity():
     assert env.describe(many[1]) == f"length {many[1, 0]:.3g}, masspole {many[1, 1]:.3g}"
 
 
-def test_the_horizon_ends_an_episode():
-    env = make_env("gymnax/Pendulum-v1?horizon=3")
-    state, dones = env.reset(jax.random.key(0), 0.0), []
-    for _ in range(3):
-        state = env.step(state, jnp.zeros(1), 0.0)
-        dones.append(bool(state.done))
-    assert env.spec.horizon == 3 and dones == [False, False, True]
+def test_the_horizon_is_the_rollouts_end_and_done_tells_true_ends_alone():
+    """Rollouts are those of an environment that says done with gymnax's own time limit too."""
+    env = make_env("gymnax/CartPole-v1?horizon=12")
+    limited = lambda state: state._replace(done=state.done | (state.physics[0].time >= 12))
+    told = env._replace(step=lambda state, action, task: limited(env.step(state, action, task)))
+    policy = mlp(env.spec, hidden=(4,))
+    params = policy.init(jax.random.key(0))
+    both = [jax.jit(make_rollout(one, policy, 20))(params, 0.0, jax.random.key(1)) for one in (env, told)]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    assert both[0].mask.shape == (20, 12) and 0 < int(both[0].mask[:, -1].sum()) < 20
+    state = env.reset(jax.random.key(0), 0.0)
+    held = state._replace(physics=(state.physics[0].replace(time=jnp.int32(11)), state.physics[1]))
+    assert not env.step(held, jnp.zeros(1, jnp.int32), 0.0).done
     assert make_env("gymnax/MountainCar-v0").spec.horizon == 200
 
 

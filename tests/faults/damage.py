@@ -59,8 +59,7 @@ def cases(home: Path, only: int | None = None, bases: Collection[str] = BASES) -
         text = [plan for plan in plans if plan not in binary]
         plans = draw.sample(text, 3 * only // 4) + draw.sample(binary, only - 3 * only // 4)
     whole = {command: run(worker, home, *command) for command in sorted({(p.base, p.command) for p in plans})}
-    worker.close()
-    yield from each(lambda worker, plan: one(worker, home, plan, whole[plan.base, plan.command]), plans)
+    yield from each(lambda worker, plan: one(worker, home, plan, whole[plan.base, plan.command]), plans, worker)
 
 
 def make(worker: Worker, home: Path, bases: Collection[str]) -> None:

@@ -86,9 +86,9 @@ def cases(home: Path, only: int | None = None) -> Iterator[Case]:
     """All of them, or so many drawn from them."""
     home.mkdir()
     plans = planned() if only is None else random.Random(0).sample(planned(), only)
-    used = sorted({tuple(PHASES[plan.phase][0]) for plan in plans})
-    whole = dict(zip(used, each(lambda worker, argv: undisturbed(worker, home, argv), used), strict=True))
-    yield from each(lambda worker, plan: one(worker, home, plan, whole[tuple(PHASES[plan.phase][0])]), plans)
+    worker = Worker()
+    whole = {argv: undisturbed(worker, home, argv) for argv in sorted({tuple(PHASES[p.phase][0]) for p in plans})}
+    yield from each(lambda worker, plan: one(worker, home, plan, whole[tuple(PHASES[plan.phase][0])]), plans, worker)
 
 
 def planned() -> list[Plan]:

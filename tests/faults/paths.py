@@ -108,12 +108,11 @@ def cases(home: Path, only: int | None = None) -> Iterator[Case]:
     worker = Worker()
     (home / "plain").mkdir()
     whole, _ = use(worker, home / "plain", "run")
-    worker.close()
     plans: list[tuple] = [(named, plan) for plan in names()] + [(placed, name) for name in PLACES]
     if only is not None:
         plans = random.Random(0).sample(plans, only)
-    numbered = enumerate(plans)
-    yield from each(lambda worker, plan: plan[1][0](worker, home / str(plan[0]), plan[1][1], whole), numbered)
+    numbered = list(enumerate(plans))
+    yield from each(lambda worker, plan: plan[1][0](worker, home / str(plan[0]), plan[1][1], whole), numbered, worker)
 
 
 def named(worker: Worker, place: Path, plan: Plan, whole: list) -> Case:

@@ -15,7 +15,7 @@ from fedjax_rl.runs import rundir
 
 TINY = ("fedavg", "--preset", "tiny", "--env", "probe/delayed", "--hidden", "4", "--num-clients", "4")
 SMALL = (*TINY, "--clients-per-round", "2", "--episodes", "1", "--local-steps", "1", "--new-clients", "0")
-TRAIN = ("train", *SMALL, "--adapt-steps", "0", "--rounds", "40", "--save-every", "10")
+TRAIN = ("train", *SMALL, "--adapt-steps", "0", "--rounds", "40", "--save-every", "10", "--eval-every", "0")
 PHASES = ("compilation", "a round", "a save", "the last evaluation")
 WAIT_S = 400  # for what may take long on a busy machine; that nothing hangs is what a test asks
 

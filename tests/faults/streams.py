@@ -61,13 +61,11 @@ def cases(home: Path, only: int | None = None, commands: Collection[str] = COMMA
     home.mkdir()
     worker = Worker()
     damage.make(worker, home, sorted({base for command in commands for base in bases(command)}))
-    worker.close()
     plans = [(command, stream, state) for command in commands for stream in ("stdout", "stderr") for state in STATES]
     if only is not None:
         plans = random.Random(0).sample(plans, only)
-    used = sorted({plan[0] for plan in plans})
-    whole = dict(zip(used, each(lambda worker, c: run(worker, home, (c, "stdout", "open")), used), strict=True))
-    yield from each(lambda worker, plan: one(worker, home, plan, whole[plan[0]]), plans)
+    whole = {c: run(worker, home, (c, "stdout", "open")) for c in sorted({plan[0] for plan in plans})}
+    yield from each(lambda worker, plan: one(worker, home, plan, whole[plan[0]]), plans, worker)
 
 
 def one(worker: Worker, home: Path, plan: tuple[str, str, str], whole: Result) -> Case:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import jax
 
 from faults.outcome import LOST, REFUSED, SILENT, SURVIVED, TRACEBACK, Answer, Case, is_traceback
+from faults.worker import Worker
 from fedjax_rl.runs import assemble, checkpoint, rundir
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.records import sound
 
 ENV = os.environ.get("FAULTS_ENV", "navigation")  # of the runs that are killed, starved and configured impossibly
-SMALL = ("--preset", "tiny", "--env", ENV, "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
+SMALL = ("fedavg", "--preset", "tiny", "--env", ENV, "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
 TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s", "time")
 
 
@@ -153,12 +154,12 @@ def full_disk(home: Path) -> Iterator[Case]:
     """No file may grow beyond 20 kB: the next checkpoint cannot be written; the older ones stay and serve."""
     run = home / "full"
     shutil.copytree(undisturbed(home, 5), run)
-    code, errors = finish("resume", str(run), "--rounds", "8", kilobytes=20)
+    code, errors = finish("resume", str(run), "--rounds", "11", kilobytes=20)
     # orbax's own threads may say more, of an event loop that is closed already, and in the middle of our line
     refused = code == 1 and errors.count("fedjax-rl: cannot save") == 1
     intact = 5 in checkpoint.steps(run / rundir.CHECKPOINTS)
-    again, _ = finish("resume", str(run), "--rounds", "8")
-    equal = again == 0 and last_hash(run) == last_hash(undisturbed(home, 8))
+    again, _ = finish("resume", str(run), "--rounds", "11")  # as many as two kills take
+    equal = again == 0 and last_hash(run) == last_hash(undisturbed(home, 11))
     end = LOST if not (intact and equal) else REFUSED if refused else SILENT
     yield Case("no room for the next checkpoint", "resume, every file at most 20 kB", end, errors)
 
@@ -275,12 +276,14 @@ INVALID = [
 
 def invalid(home: Path) -> Iterator[Case]:
     """Configurations that cannot be: one line, exit code 2, nothing written."""
+    worker = Worker()
     for option in INVALID:
         out = home / "invalid"
-        code, errors = finish("train", *option, "--out", str(out))
+        code, _, errors = worker.ask(["train", *option, "--out", str(out)], home)
         refused = code == 2 and errors.count("\n") == 1 and not out.exists()
         end = REFUSED if refused else TRACEBACK if is_traceback(Answer(code, "", errors)) else SILENT
         yield Case("invalid configurations", " ".join(option), end, errors)
+    worker.close()
 
 
 def cases(home: Path, only: int | None = None) -> Iterator[Case]:

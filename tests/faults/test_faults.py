@@ -11,12 +11,6 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
 
 
-@pytest.fixture(autouse=True)
-def cache(home, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(home / "programs"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
 def good(cases) -> int:
     """All survived or refused; how many there were."""
     cases = list(cases)

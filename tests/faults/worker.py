@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,17 +61,20 @@ class Worker:
             self.process.communicate()
 
 
-def each(do: Callable[[Worker, Any], Any], cases: Iterable[Any], workers: int = 2) -> Iterator[Any]:
-    """`do(worker, case)` of every case, by so many workers at once; the results in the cases' order."""
-    own, all_of_them = threading.local(), []
+def each(do: Callable[[Worker, Any], Any], cases: Sequence[Any], first: Worker) -> Iterator[Any]:
+    """`do(worker, case)` of every case, by two workers if they are many; the results in the cases' order.
+
+    `first` has made what the cases need and is one of them, since a new one takes longer than a dozen cases.
+    """
+    own, left, all_of_them = threading.local(), [first], []
 
     def one(case: Any) -> Any:
         if not hasattr(own, "worker"):
-            own.worker = Worker()
+            own.worker = left.pop() if left else Worker()
             all_of_them.append(own.worker)
         return do(own.worker, case)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(2 if len(cases) > 50 else 1) as pool:
         try:
             yield from pool.map(one, cases)
         finally:

@@ -118,7 +118,7 @@ def test_the_critic_learns_known_values():
 SMALL = {"env": "probe/constant", "hidden": (4,), "num_clients": 4, "clients_per_round": 2, "episodes": 2}
 
 
-@pytest.mark.parametrize("algorithm", ["fmrl", "fedrep", "meta_sgd"])
+@pytest.mark.parametrize("algorithm", ["fmrl", "fedrep", pytest.param("meta_sgd", marks=pytest.mark.nightly)])
 def test_a_local_critic_never_leaves_the_client_and_a_federated_one_does(algorithm):
     """Bytes on the way up differ by the critic's; the selected clients' critics move, each its own way."""
     rounds = {}

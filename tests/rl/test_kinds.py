@@ -78,22 +78,22 @@ def test_a_mixed_problem_samples_and_learns_like_its_kinds():
     batch, stats = jax.jit(jax.vmap(problem.sample))(params, tasks, keys)
     value, gradient = jax.jit(jax.vmap(jax.value_and_grad(problem.loss)))(params, batch)
     states = jax.random.normal(jax.random.key(3), (6, 2))
-    said = jax.vmap(problem.say, in_axes=(0, None))(params, states)
-    away, push = jax.vmap(jax.value_and_grad(problem.divergence))(
+    said = jax.jit(jax.vmap(problem.say, in_axes=(0, None)))(params, states)
+    away, push = jax.jit(jax.vmap(jax.value_and_grad(problem.divergence)))(
         params, jax.tree.map(lambda x: x[::-1], said), states[None].repeat(4, 0)
     )
     for i in range(4):
         own, mine = make(POLICIES[BLOCK[i]]), alone(rows, params, i)
-        one, shown = own.sample(mine, tasks[i], keys[i])
+        one, shown = jax.jit(own.sample)(mine, tasks[i], keys[i])
         np.testing.assert_allclose(one.obs, batch.obs[i], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(stats.returned[i], shown.returned, rtol=1e-4)
-        want = jax.value_and_grad(own.loss)(mine, jax.tree.map(lambda x: x[i], batch))
+        want = jax.jit(jax.value_and_grad(own.loss))(mine, jax.tree.map(lambda x: x[i], batch))
         np.testing.assert_allclose(value[i], want[0], rtol=1e-3, atol=1e-5)
         flat = jax.flatten_util.ravel_pytree(want[1])[0]
         np.testing.assert_allclose(gradient["row"][i][: flat.size], flat, rtol=1e-2, atol=1e-4)
         assert not np.any(gradient["row"][i][flat.size :]) and gradient["kind"][i] == 0
         consensus = jax.tree.map(lambda x: x[3 - i], said)
-        want = jax.value_and_grad(own.divergence)(mine, consensus, states)
+        want = jax.jit(jax.value_and_grad(own.divergence))(mine, consensus, states)
         np.testing.assert_allclose(away[i], want[0], rtol=1e-4, atol=1e-6)
         flat = jax.flatten_util.ravel_pytree(want[1])[0]
         np.testing.assert_allclose(push["row"][i][: flat.size], flat, rtol=1e-3, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from contracts.quadratic import federation, make
-from contracts.test_contract import assert_same
+from contracts.test_contract import KINDS, assert_same
 from fedjax_rl import config
 from fedjax_rl.config import presets
 from fedjax_rl.federation import attacks, compress, placement, robust, selection
@@ -49,13 +49,12 @@ def test_the_mesh_takes_every_device_and_members_fill_its_rows():
     assert placement.make_mesh(12).devices.shape == (4, 2)
 
 
-KINDS = ("fmrl", "ditto", "scaffold")  # samples twice; keeps a model of its own; keeps something that the server needs
 CASES = [
     pytest.param(name, 8, marks=() if name in KINDS else pytest.mark.nightly) for name in registry.OWN["algorithm"]
 ]
 
 
-@pytest.mark.parametrize(("name", "devices"), [*CASES, ("fmrl", 4)])
+@pytest.mark.parametrize(("name", "devices"), [*CASES, pytest.param("fmrl", 4, marks=pytest.mark.nightly)])
 @pytest.mark.usefixtures("x64")
 def test_sharded_equals_unsharded(name, devices):
     """M = 5 of N = 6 fills neither 4 nor 8 devices evenly."""
@@ -148,7 +147,8 @@ def test_an_mjx_rollout_has_no_collective():
 @pytest.mark.parametrize("backend", ["native", "fused"])
 def test_physics_of_the_host_serves_several_devices_and_members(backend):
     """Two members on two rows of two devices: four calls at a time; the draws are those of one device."""
-    some = group("half_cheetah/direction", seeds=(0, 5), episodes=1, backend=backend)
+    little = {"episodes": 1, "hidden": (4,), "local_steps": 1, "order": "first"}
+    some = group("half_cheetah/direction", seeds=(0, 5), backend=backend, **little)
     plain, program, rest = one_round(some, None)
     sharded, program_of_mesh, _ = one_round(some, mesh_of(2, 2))
     assert arrays.state_hash(plain) == arrays.state_hash(sharded)

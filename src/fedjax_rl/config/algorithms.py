@@ -8,6 +8,8 @@ from fedjax_rl.config.gradients import FedPgBrConfig, NpgAdmmConfig, NpgConfig
 from fedjax_rl.config.late import AFedPgConfig, FedAsyncConfig, LapgConfig, NigtConfig
 from fedjax_rl.config.options import BIG, ChangeConfig, Config, ServerConfig
 from fedjax_rl.config.rules import name, nearest, number, plain
+from fedjax_rl.config.strategy import FedStrategyConfig
+from fedjax_rl.config.values import DqnAvgConfig, QAvgConfig
 from fedjax_rl.host import registry
 from fedjax_rl.host.exits import ConfigError
 
@@ -37,7 +39,9 @@ class FedProxConfig(ChangeConfig):
     """FedProx: FedAvg whose local steps are pulled towards the round's first parameters."""
 
     algorithm: ClassVar[str] = "fedprox"
-    mu: float = number(0.01, 0, 10_000)  # weight of the proximal term mu/2 |theta - theta_k|^2
+    mu: float = number(0.01, 0, 10_000)  # weight of what holds the local steps near the round's first parameters
+    # what that is: half the squared distance (parameters), or the divergence of the policies (kl)
+    proximal: str = name("parameters", "parameters", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +190,9 @@ _CLASSES = (
     NpgConfig,
     NpgAdmmConfig,
     FedPgBrConfig,
+    FedStrategyConfig,
+    DqnAvgConfig,
+    QAvgConfig,
 )
 CONFIGS: dict[str, type[Config]] = {c.algorithm: c for c in _CLASSES}
 

@@ -24,7 +24,7 @@ LATER = frozenset(
     "staleness staleness_power hinge_after fair wait_for speed speed_ratio delay_noise up_bandwidth down_bandwidth "
     "link_time max_time attack attack_share attack_strength byzantine clip_radius filter_sigma secagg_bits secagg_min "
     "secagg_range compress compress_ratio compress_bits compress_rank feedback client_momentum downlink_bits dp_clip "
-    "dp_noise dp_epsilon dp_delta dp_noise_kind dp_quantile dp_population dp_where".split()
+    "dp_noise dp_epsilon dp_delta dp_noise_kind dp_quantile dp_population dp_where proximal".split()
 )
 
 
@@ -50,6 +50,8 @@ class Config:
     refuses_stragglers: ClassVar[str] = ""  # why no client may take fewer local steps; "" where it may
     refuses_async: ClassVar[str] = ""  # why its clients must wait for each other; "" where they need not
     beyond_presets: ClassVar[tuple[str, ...]] = ()  # options whose default is the algorithm's, whatever the preset
+    learns_values: ClassVar[bool] = False  # are values of actions learned, so that the largest one acts?
+    learns_strategy: ClassVar[bool] = False  # do clients decide on numbers of their loss?
     learns_rates: ClassVar[bool] = False  # are the rates of adaptation learned, so that none can be given?
     keeps_models: ClassVar[bool] = False  # has every client a model of its own, so that these may be unlike?
     steps_are_adaptation: ClassVar[bool] = False  # are the local steps those of the adaptation, with its rate?
@@ -147,7 +149,9 @@ class Config:
         for item in fields(self):
             object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
         if self.kinds and not self.keeps_models:
-            raise ConfigError(f"kinds: not for {self.algorithm}, which sends models; take fedhpd or independent")
+            raise ConfigError(
+                f"kinds: not for {self.algorithm}, which sends models; take fedhpd, independent or fedstrategy"
+            )
         schedules.refuse(self)
         trust.refuse(self)
         lanes = ("clients_per_round",) if self.schedule == "sync" else ()
@@ -186,6 +190,10 @@ class Config:
     def batches(self) -> int:
         """The number of batches, of E episodes each, that a selected client samples in a round."""
         return 1
+
+    def env_steps(self, horizon: int) -> int:
+        """The number of environment steps of a selected client in a round."""
+        return self.batches * self.episodes * horizon
 
 
 @dataclass(frozen=True, kw_only=True)

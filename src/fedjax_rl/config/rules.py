@@ -78,7 +78,7 @@ def checked(key: str, value: Any, item: Any) -> Any:
         )
     if isinstance(item.default, tuple):
         try:
-            if value:
+            if value or not item.default:
                 return tuple(_checked_number(key, part, rule, int) for part in value)
         except (ConfigError, TypeError):
             pass

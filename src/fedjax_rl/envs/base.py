@@ -46,7 +46,8 @@ class EnvState(NamedTuple):
       physics: what the environment needs for the next step, any pytree.
       obs: [O] float32, what the policy sees.
       reward: () float32, of the last step.
-      done: () bool, did the episode end with the last step?
+      done: () bool, did the episode end with the last step? That the horizon is reached need not be told: episodes are
+        over then, but what follows still has a value.
     """
 
     physics: Tree
@@ -65,6 +66,8 @@ class Env(NamedTuple):
       spec: what never changes.
       describe: task -> the task in words, for films.
       mjcf: the text of the robot whose qpos is `state.physics.qpos`, for films; "" where there is no picture.
+      model: task -> (transition [S, A, S], reward [S, A]), where there are S states, seen one-hot, and their
+        probabilities are known; None elsewhere.
 
     >>> import jax, jax.numpy as jnp
     >>> env = make_env("navigation")
@@ -79,6 +82,7 @@ class Env(NamedTuple):
     spec: EnvSpec
     describe: Callable[[Task], str] = str
     mjcf: str = ""
+    model: Callable[[Task], tuple[Array, Array]] | None = None
 
 
 def idle(spec: EnvSpec) -> Array:

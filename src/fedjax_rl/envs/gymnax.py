@@ -72,8 +72,8 @@ def gymnax(name: str, *, horizon: int | None = None, ranges: Mapping[str, tuple[
             jax.random.fold_in(key, inner.time), inner, act(action, own), own
         )
         after = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), after, inner)
-        done = jnp.logical_or(is_over, made.is_truncated(after, own))
-        return EnvState((after, key), see(obs), jnp.reshape(reward, ()).astype(jnp.float32), jnp.reshape(done, ()))
+        # gymnax's own time limit is not told: episodes end at the horizon anyway, and `done` is then a true end
+        return EnvState((after, key), see(obs), jnp.reshape(reward, ()).astype(jnp.float32), jnp.reshape(is_over, ()))
 
     spec = EnvSpec(f"gymnax/{name}", horizon=_own_horizon(params), **sizes)
     draw, say = tasks.ranges(fields)

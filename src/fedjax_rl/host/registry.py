@@ -26,7 +26,8 @@ OWN: dict[str, dict[str, str]] = {
         name: f"fedjax_rl.algorithms.{name}:{name}"
         for name in (
             "fmrl fedavg fedprox scaffold per_fedavg pfedme fedrep ditto reptile meta_sgd independent fedhpd dpa_fedrl "
-            "afedpg nigt fedasync lapg npg npg_admm fedpg_br"
+            "afedpg nigt fedasync lapg npg npg_admm fedpg_br fedstrategy "
+            "dqn_avg q_avg"
         ).split()
     },
     "environment": {
@@ -42,6 +43,7 @@ OWN: dict[str, dict[str, str]] = {
         },
         "swimmer/run": "fedjax_rl.envs.gym_robots:swimmer",
         "navigation": "fedjax_rl.envs.navigation:navigation",
+        "finite/random": "fedjax_rl.envs.finite:random",
         **{f"probe/{name}": f"fedjax_rl.envs.probes:{name}" for name in ("constant", "target", "delayed", "ending")},
     },
     "aggregator": {
@@ -54,7 +56,7 @@ OWN: dict[str, dict[str, str]] = {
             ).split()
         },
     },
-    "policy": {name: f"fedjax_rl.rl.policies:{name}" for name in ("mlp", "gaussian_mlp", "categorical_mlp")},
+    "policy": {name: f"fedjax_rl.rl.policies:{name}" for name in ("mlp", "gaussian_mlp", "categorical_mlp", "table")},
 }
 GROUPS = {kind: f"fedjax_rl.{kind}s" for kind in OWN} | {"policy": "fedjax_rl.policies"}
 # Other people's libraries, of which any name may follow.

@@ -17,7 +17,7 @@ CONSTANT_TOL = 1e-5
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def discounted_returns(x: Array, factor: float) -> Array:
+def discounted_returns(x: Array, factor: Array | float) -> Array:
     """y_t = sum_{k >= 0} factor^k x_{t+k} along the last axis, [E, T] -> [E, T]; a parallel scan, log2(T) deep."""
     chex.assert_rank(x, 2)
 
@@ -27,7 +27,7 @@ def discounted_returns(x: Array, factor: float) -> Array:
     return jax.lax.associative_scan(combine, (jnp.full_like(x, factor), x), reverse=True, axis=1)[1]
 
 
-def gae(rewards: Array, values: Array, mask: Array, discount: float, gae_lambda: float) -> Array:
+def gae(rewards: Array, values: Array, mask: Array, discount: float, gae_lambda: Array | float) -> Array:
     """Generalised advantage estimates (Schulman et al. 2016, Eq. 16), all arguments and the result [E, T]:
 
     A_t = sum_k (discount gae_lambda)^k delta_{t+k},  delta_t = r_t + discount V_{t+1} - V_t.

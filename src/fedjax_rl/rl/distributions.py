@@ -114,3 +114,8 @@ CATEGORICAL = Distribution(
     divergence=categorical_kl,
     kl=lambda one, other: categorical_kl(jax.nn.softmax(one), other),
 )
+
+# head: the values [B, K] of actions, of which the largest acts; no noise is drawn.
+GREEDY = CATEGORICAL._replace(
+    noise=lambda key, shape, dtype=float: jnp.zeros(shape, dtype), act=lambda head, noise: CATEGORICAL.mode(head)
+)

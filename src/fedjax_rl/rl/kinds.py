@@ -115,11 +115,15 @@ class Rows:
         flat, unravel = self._flat[kind]
         return unravel(row[: flat.size])
 
+    def row(self, params: Params) -> Array:
+        """The parameters of any kind as a row [P], filled up with zeros."""
+        flat = ravel_pytree(params)[0]
+        return jnp.pad(flat, (0, self.size - flat.size))
+
     def init(self, key: Key) -> Params:
         """The first parameters of every kind: {"kind": [K], "row": [K, P]}."""
-        flat = [ravel_pytree(init(key))[0] for init in self._inits]
-        kinds = jnp.arange(len(flat), dtype=flat[0].dtype)
-        return {"kind": kinds, "row": jnp.stack([jnp.pad(x, (0, self.size - x.size)) for x in flat])}
+        rows = jnp.stack([self.row(init(key)) for init in self._inits])
+        return {"kind": jnp.arange(len(rows), dtype=rows.dtype), "row": rows}
 
 
 def mixed_policy(policies: Sequence[Policy], block: Sequence[int]) -> Policy:
@@ -179,7 +183,24 @@ def mixed_problem(mixed: Problem, problems: Sequence[Problem], block: Sequence[i
         of.defvjp(forward, backward)
         return of
 
+    def lift(make: Callable[[Problem], Callable]) -> Callable:
+        def of_kind(k: int, fn: Callable) -> Callable:
+            def on_row(row: Array, *data: Tree) -> tuple[Array, Tree]:
+                params, rest = fn(rows.tree(k, row), *data)
+                return rows.row(params), rest
+
+            return on_row
+
+        each = by_kind([of_kind(k, make(problem)) for k, problem in enumerate(problems)], block, at_once)
+
+        def lifted(params: Params, *data: Tree) -> tuple[Params, Tree]:
+            row, rest = each(params["kind"], params["row"], *data)
+            return {**params, "row": row}, rest
+
+        return lifted
+
     return mixed._replace(
+        lift=lift,
         own=lambda params, id: jax.tree.map(lambda x: x[jnp.asarray(block)[id % len(block)]], params),
         loss=scalar([problem.loss for problem in problems], 1),
         divergence=scalar([problem.divergence for problem in problems], 2),

@@ -188,6 +188,28 @@ def mlp(
     return categorical_mlp(spec, **layers)
 
 
+def table(spec: EnvSpec) -> Policy:
+    """A table [O, K] of what is said of each of the K discrete actions in each of O states, seen one-hot; 0 at first.
+
+    Of other observations it is a linear function.
+
+    Raises:
+      ValueError: the actions are continuous.
+    """
+    if not spec.num_actions:
+        raise ValueError(f"policy table: {spec.name} has continuous actions; take gaussian_mlp, or mlp")
+
+    def init(key: Key) -> Params:
+        del key
+        return {"table": jnp.zeros((spec.observation_size, spec.num_actions))}
+
+    def apply(params: Params, obs: Array) -> Tree:
+        chex.assert_rank(obs, 2)
+        return jnp.matmul(obs, params["table"], precision=HIGHEST)
+
+    return Policy(init, apply, CATEGORICAL)
+
+
 POLICIES: dict[str, Callable[[EnvSpec], Policy]] = {
     "default": gaussian_mlp,
     "maml": functools.partial(gaussian_mlp, hidden=(100, 100), activation="relu"),

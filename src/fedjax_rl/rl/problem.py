@@ -1,5 +1,6 @@
 """A reinforcement-learning problem for the algorithms: initial parameters, samples, and the loss on a fixed batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +13,9 @@ from fedjax_rl.rl.advantages import SCALES, discounted_returns, gae, linear_base
 from fedjax_rl.rl.critics import Critic
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.rollout import Trajectory, make_rollout
-from fedjax_rl.rl.surrogates import REDUCTIONS, SURROGATES, Batch, mean_over_valid
+from fedjax_rl.rl.surrogates import REDUCTIONS, SURROGATES, Batch, Terms, mean_over_valid
 from fedjax_rl.rl.walk import make_walk
-from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task, Tree
+from fedjax_rl.types import Array, Key, Params, Problem, Stats, Task, Tree, Tuned, Tuning
 
 
 def make_batch(
@@ -56,6 +57,41 @@ def _comparisons(policy: Policy) -> dict[str, Any]:
     return {"kl": kl, "ratio": ratio}
 
 
+def _objective(policy: Policy, reduce: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """(parameters, batch, the surrogate's terms, entropy_coef) -> the mean of terms and entropy."""
+    says = policy.distribution
+
+    def objective(params: Params, batch: Batch, terms: Terms, entropy_coef: Array | float) -> Array:
+        # One forward pass over all E T steps: a matrix product a layer.
+        flat = batch.mask.size
+        head = policy.apply(params, batch.obs.reshape(flat, -1))
+        logp = says.log_prob(head, batch.action.reshape(flat, -1)).reshape(batch.mask.shape)
+        bonus = entropy_coef * says.entropy(head).reshape(batch.mask.shape)
+        return reduce(terms(logp, batch) + bonus, batch.mask)
+
+    return objective
+
+
+def _tuned(policy: Policy, discount: float, surrogate: str, baseline: bool, scale: str, reduction: str) -> Tuned:
+    """`tuned` of a problem without a critic; arguments as for `make_problem`."""
+    objective = _objective(policy, REDUCTIONS[reduction])
+
+    def limit(batch: Batch, count: Array | float) -> Batch:
+        mask = batch.mask & (jnp.arange(len(batch.mask)) < count)[:, None]
+        reward = jnp.where(mask, batch.reward, 0.0)
+        values = jnp.zeros_like(reward)
+        if baseline:  # fitted to these episodes alone: an agent has no others
+            values = linear_baseline(batch.obs, discounted_returns(reward, discount), mask)
+        return batch._replace(mask=mask, reward=reward, values=values)
+
+    def loss(params: Params, batch: Batch, tuning: Tuning) -> Array:
+        advantage = gae(batch.reward, batch.values, batch.mask, discount, tuning.gae_lambda)
+        batch = batch._replace(advantage=SCALES[scale](advantage, batch.mask))
+        return -objective(params, batch, SURROGATES[surrogate](tuning.clip), tuning.entropy_coef)
+
+    return Tuned(limit, loss)
+
+
 def make_problem(
     env: Env,
     policy: Policy,
@@ -71,6 +107,7 @@ def make_problem(
     baseline: bool = True,
     scale: str = "normalised",
     reduction: str = "mean",
+    tunable: bool = False,
 ) -> Problem:
     """Make the problem of acting in an environment with a policy.
 
@@ -104,6 +141,7 @@ def make_problem(
       baseline: without a critic, is there the linear baseline?
       scale: of the advantages: "normalised" (by their mean and deviation), "whitened" (the same with n - 1) or "plain".
       reduction: "mean", as in the formula; or "sum" over an episode's steps, then the mean over the episodes.
+      tunable: is there a loss `tuned` too? Batches then carry rewards; there can be no critic.
 
     Returns:
       The problem.
@@ -128,6 +166,7 @@ def make_problem(
         if value not in legal:
             raise ValueError(f"unknown {option} {value!r}; one of {', '.join(legal)}")
     reduce = REDUCTIONS[reduction]
+    objective = _objective(policy, reduce)
     rollout, one_episode = make_rollout(env, policy, episodes), make_rollout(env, policy, 1)
     terms = SURROGATES[surrogate](clip)
     says = policy.distribution
@@ -148,7 +187,8 @@ def make_problem(
     def batch_of(params: Params, trajectory: Trajectory) -> Batch:
         if critic is None:
             values = None if baseline else jnp.zeros_like(trajectory.reward)
-            return make_batch(trajectory, discount, gae_lambda, values, scale=scale)
+            batch = make_batch(trajectory, discount, gae_lambda, values, scale=scale)
+            return batch._replace(reward=trajectory.reward) if tunable else batch
         values = horizon * rates(params, trajectory.obs)
         target = discounted_returns(trajectory.reward, discount) / horizon
         return make_batch(trajectory, discount, gae_lambda, values, target, scale)
@@ -165,16 +205,11 @@ def make_problem(
         return batch_of(params, jax.tree.map(lambda x: x[:, 0], trajectories))
 
     def loss(params: Params, batch: Batch) -> Array:
-        # One forward pass over all E T steps: a matrix product a layer.
-        flat = batch.mask.size
-        head = policy.apply(params, batch.obs.reshape(flat, -1))
-        logp = says.log_prob(head, batch.action.reshape(flat, -1)).reshape(batch.mask.shape)
-        bonus = entropy_coef * says.entropy(head).reshape(batch.mask.shape)
-        objective = reduce(terms(logp, batch) + bonus, batch.mask)
+        gain = objective(params, batch, terms, entropy_coef)
         if critic is None:
-            return -objective
+            return -gain
         error = reduce((rates(params, batch.obs) - batch.target) ** 2, batch.mask)
-        return value_coef * error - objective
+        return value_coef * error - gain
 
     def say(params: Params, obs: Array) -> Tree:
         return says.say(policy.apply(params, obs))
@@ -187,4 +222,6 @@ def make_problem(
         return optax.tree.sum(squares) / len(obs)
 
     more: dict[str, Any] = {"say": say, "divergence": divergence, "distance": distance, "walk": make_walk(env, says)}
+    if tunable:
+        more["tuned"] = _tuned(policy, discount, surrogate, baseline, scale, reduction)
     return Problem(init, sample, loss, **more, **_comparisons(policy), server_sample=server_sample)

@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     [E, T] bool.
 
     target [E, T]: of a critic, the discounted return-to-go over the effective horizon; () without a critic.
+
+    reward, values [E, T]: from which a learned strategy takes advantages of its own; () where none is learned.
     """
 
     obs: Array
@@ -38,12 +40,14 @@ class Batch(NamedTuple):
     advantage: Array
     mask: Array
     target: Tree = ()
+    reward: Tree = ()
+    values: Tree = ()
 
 
 Terms = Callable[[Array, Batch], Array]
 
 
-def ratio(clip: float) -> Terms:
+def ratio(clip: Array | float) -> Terms:
     """min(r A, clip(r, 1 - clip, 1 + clip) A), r = exp(logp - logp_old) (Schulman et al. 2017, Eq. 7).
 
     At the tie r = 1 both branches are equal, and `minimum` weighs them by halves: gradient and curvature are right.
@@ -77,7 +81,11 @@ def dice(logp: Array, batch: Batch) -> Array:
     return weight * batch.advantage * (1.0 + jnp.exp(upto) - jnp.exp(upto - zero))
 
 
-SURROGATES: dict[str, Callable[[float], Terms]] = {"ratio": ratio, "log": lambda clip: log, "dice": lambda clip: dice}
+SURROGATES: dict[str, Callable[[Array | float], Terms]] = {
+    "ratio": ratio,
+    "log": lambda clip: log,
+    "dice": lambda clip: dice,
+}
 
 
 def mean_over_valid(terms: Array, mask: Array) -> Array:

@@ -26,7 +26,7 @@ from fedjax_rl.runs import public_states, trusting
 from fedjax_rl.runs.models import at_once, clients_problem, make_client_opt
 from fedjax_rl.runs.timing import pace_of, schedule_of, with_lanes
 from fedjax_rl.trees import all_finite, select
-from fedjax_rl.types import Algorithm, Array, Metrics, Problem
+from fedjax_rl.types import Algorithm, Array, Metrics
 
 
 class Assembled(NamedTuple):
@@ -34,14 +34,14 @@ class Assembled(NamedTuple):
 
     config: Config
     env: Env
-    problem: Problem
+    problem: Any  # a Problem, or a ValueProblem
     algorithm: Algorithm
     simulation: Simulation
 
     @property
     def env_steps_per_client(self) -> int:
-        """Environment steps of one client's work: batches x episodes x horizon."""
-        return self.config.batches * self.config.episodes * self.env.spec.horizon
+        """Environment steps of one client's work."""
+        return self.config.env_steps(self.env.spec.horizon)
 
     @property
     def env_steps_per_round(self) -> int:
@@ -100,7 +100,7 @@ def _make_simulation(config: Config, of: Mapping[str, Any], env: Env, algorithm:
     )
 
 
-def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: Problem) -> Algorithm:
+def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: Any) -> Algorithm:
     """The configured algorithm; what its configuration class adds are its factory's arguments of the same names."""
     engine = {item.name for item in fields(Config)} | {"server", "server_lr", "server_half_life", "max_change_norm"}
     own = {key: value for key, value in of.items() if key not in engine}
@@ -111,7 +111,7 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: Pr
     factory = registry.find("algorithm", config.algorithm)
     given = {
         "local_steps": config.local_steps,
-        "inner_lr": of["inner_lr"],
+        **{key: of[key] for key in ("inner_lr", "episodes", "entropy_coef", "gae_lambda", "clip")},
         "client_batch": None if config.kinds else at_once(config),  # kinds are computed one after the other
         **own,
     }

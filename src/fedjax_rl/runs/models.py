@@ -2,22 +2,26 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rl import trees
 from fedjax_rl.config import Config, ConfigError, kinds
+from fedjax_rl.config.values import DqnAvgConfig
 from fedjax_rl.envs import Env, EnvSpec
 from fedjax_rl.federation import placement
 from fedjax_rl.host import registry
 from fedjax_rl.rl.critics import mlp_critic
+from fedjax_rl.rl.distributions import CATEGORICAL, GREEDY
 from fedjax_rl.rl.kinds import mixed_policy, mixed_problem
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.problem import make_problem
-from fedjax_rl.types import Problem, Tree
+from fedjax_rl.rl.values import make_value_problem, refuse_environment
+from fedjax_rl.types import Problem, Tree, ValueProblem
 
 
 def make_policy(config: Config, spec: EnvSpec) -> Policy:
@@ -28,7 +32,17 @@ def make_policy(config: Config, spec: EnvSpec) -> Policy:
     """
     if config.kinds:
         return mixed_policy(*_kinds(config, spec))
-    return _one_policy(config, spec, config.hidden, config.activation)
+    if config.learns_values:
+        try:
+            refuse_environment(spec)
+        except ValueError as error:
+            raise ConfigError(f"env = {config.env!r}: {error}") from error
+    policy = _one_policy(config, spec, config.hidden, config.activation)
+    if not config.learns_values:
+        return policy
+    if policy.distribution is not CATEGORICAL:
+        raise ConfigError(f"policy = {config.policy!r}: {config.algorithm} needs a value for each of discrete actions")
+    return policy._replace(distribution=GREEDY)
 
 
 def _one_policy(config: Config, spec: EnvSpec, hidden: tuple[int, ...], activation: str) -> Policy:
@@ -47,12 +61,15 @@ def _one_policy(config: Config, spec: EnvSpec, hidden: tuple[int, ...], activati
         raise ConfigError(str(error)) from error
 
 
-def clients_problem(config: Config, of: Mapping[str, Any], env: Env) -> Problem:
+def clients_problem(config: Config, of: Mapping[str, Any], env: Env) -> Problem | ValueProblem:
     """The problem of a configuration's clients, whose numbers are `of`.
 
     Raises:
-      ConfigError: as for `make_policy`; or clients of unlike kinds are to share several devices.
+      ConfigError: as for `make_policy`; or clients of unlike kinds are to share several devices; or values cannot be
+        learned in the environment, or with so large a replay.
     """
+    if config.learns_values:
+        return _value_problem(config, of, env)
     make = functools.partial(
         make_problem,
         env,
@@ -67,6 +84,7 @@ def clients_problem(config: Config, of: Mapping[str, Any], env: Env) -> Problem:
         entropy_coef=of["entropy_coef"],
         scale=config.advantages,
         reduction=config.reduction,
+        tunable=config.learns_strategy,
     )
     policy = make_policy(config, env.spec)
     if not config.kinds:
@@ -75,6 +93,31 @@ def clients_problem(config: Config, of: Mapping[str, Any], env: Env) -> Problem:
         raise ConfigError("kinds: on one device only; set JAX_PLATFORMS=cpu, or leave kinds out")
     unlike, block = _kinds(config, env.spec)
     return mixed_problem(make(policy), [make(one) for one in unlike], block, at_once(config))
+
+
+def _value_problem(config: Config, of: Mapping[str, Any], env: Env) -> ValueProblem:
+    """The problem of clients that learn values."""
+    policy, error = make_policy(config, env.spec), getattr(config, "error", "mse")
+    problem = make_value_problem(env, policy, episodes=config.episodes, discount=of["discount"], error=error)
+    if isinstance(config, DqnAvgConfig):
+        row, most = trees.num_bytes(problem.blank[1]), config.max_client_mb * 1e6
+        if row * config.capacity > most:
+            raise ConfigError(
+                f"capacity = {config.capacity}: a client's replay takes {row * config.capacity / 1e6:.1f} MB, at most "
+                f"max_client_mb = {config.max_client_mb:g} are allowed; lower it to {int(most) // row}, or raise that"
+            )
+    if problem.backup is None and config.algorithm == "q_avg":
+        raise ConfigError(f"env = {config.env!r}: q_avg needs a process whose probabilities are known; take dqn_avg")
+    return problem
+
+
+def remarks(config: Config, clients: Callable[[], Tree]) -> list[str]:
+    """What a person should know of what clients keep, a line each; `clients` gives its shapes."""
+    keep = getattr(config, "keep", "none")
+    if keep == "none":
+        return []
+    size = trees.num_bytes(clients()) / 1e6
+    return [f"keep = {keep!r}: clients keep {size:.1f} MB in all, in every checkpoint too"]
 
 
 def _kinds(config: Config, spec: EnvSpec) -> tuple[list[Policy], tuple[int, ...]]:

@@ -16,7 +16,7 @@ from fedjax_rl.federation.simulate import State
 from fedjax_rl.host import signals
 from fedjax_rl.host.exits import NoCheckpoint
 from fedjax_rl.host.numerics import pinned
-from fedjax_rl.runs import checkpoint, loop, mending, privacy, records, rundir, scoring
+from fedjax_rl.runs import checkpoint, loop, mending, models, privacy, records, rundir, scoring
 from fedjax_rl.runs.assemble import (
     Group,
     abstract_state,
@@ -168,7 +168,8 @@ def run_group(
         number = 0 if states is None else int(states.round[0])
         for directory, config in zip(directories, configs, strict=True):
             mending.go_back(directory, config, number, reporter.warn)
-        for line in dict.fromkeys(line for config in configs for line in privacy.remarks(config)):
+        kept = models.remarks(configs[0], lambda: abstract_state(group.run).clients)
+        for line in dict.fromkeys([*(line for config in configs for line in privacy.remarks(config)), *kept]):
             reporter.say(line)
         program = compile_members(group, reporter)
         if program is None:
