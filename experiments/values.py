@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import Members, Scale, curve, finish, footer, main, over_seeds, pyplot, run, slug
+from experiments.common import Members, Scale, curve, finish, footer, main, measured, over_seeds, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.federation import simulate
 from fedjax_rl.host.numerics import pinned
-from fedjax_rl.runs import assemble, checkpoint
+from fedjax_rl.runs import assemble, checkpoint, rundir
 
 ENV = "gymnax/CartPole-v1?length=0.1:0.9&horizon=200"
 MERGE, OFTEN = 2400, 24  # environment steps of a client between two messages
@@ -82,7 +82,8 @@ def returns(out: Path, some: Members) -> Returns:
             "unseen": on_each(pairs, tasks, split(simulate.EVALUATE_NEW, CLIENTS * UNSEEN)),
         }
 
-    found = [of(checkpoint.restore(out / name / "ckpt", like, partial(print)).state) for name in some]
+    measure = lambda name: of(checkpoint.restore(out / name / rundir.CHECKPOINTS, like, print).state)
+    found = [measured(out / name, partial(measure, name)) for name in some]
     looks = [[np.mean([*curve(out, name, "eval/return/adapt_0").values()])] for name in some]
     return {"all": np.array(looks), **{place: np.array([each[place] for each in found]) for place in ("own", "unseen")}}
 

@@ -12,9 +12,8 @@ from fedjax_rl.cli import main
 from fedjax_rl.config.presets import preset
 from fedjax_rl.runs import records, rundir, runner
 from fedjax_rl.runs.progress import Reporter
-from fedjax_rl.runs.recorder import Hooks
-from test_train import final_hash, go, resume, untimed
-from test_trusted_runs import EndsAfterThree
+from test_train import assert_same_run, go, resume
+from test_trusted_runs import end_after_three
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = config.build(
@@ -36,10 +35,9 @@ def whole(tmp_path_factory):
 
 def test_six_rounds_are_three_and_three_resumed(whole, tmp_path):
     half = tmp_path / "half"
-    runner.run_members({half: SMALL}, Reporter(quiet=True), Hooks(callbacks=(EndsAfterThree(),)))
+    end_after_three(SMALL, half)
     assert resume(half) == 0
-    assert final_hash(half) == final_hash(whole)
-    assert untimed(half / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    assert_same_run(half, whole)
 
 
 def test_a_run_is_reported(whole, capsys):

@@ -12,11 +12,9 @@ from fedjax_rl.cli import main
 from fedjax_rl.config import ConfigError
 from fedjax_rl.config.values import DqnAvgConfig
 from fedjax_rl.federation import simulate
-from fedjax_rl.runs import assemble, checkpoint, models, records, rundir, runner
-from fedjax_rl.runs.progress import Reporter
-from fedjax_rl.runs.recorder import Hooks
-from test_train import final_hash, go, resume, untimed
-from test_trusted_runs import EndsAfterThree
+from fedjax_rl.runs import assemble, checkpoint, models, records, rundir
+from test_train import assert_same_run, go, resume
+from test_trusted_runs import end_after_three
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 SMALL = DqnAvgConfig(
@@ -92,7 +90,7 @@ def whole(tmp_path_factory):
 def test_six_rounds_are_three_and_three_resumed(whole, tmp_path):
     """The replay, the optimiser and the running episode are in the checkpoint."""
     half = tmp_path / "half"
-    runner.run_members({half: SMALL}, Reporter(quiet=True), Hooks(callbacks=(EndsAfterThree(),)))
+    end_after_three(SMALL, half)
     like = assemble.abstract_state(assemble.make_run(SMALL))
     state = checkpoint.restore(half / "ckpt", like, print).state
     pushed, running = np.asarray(state.clients["replay"].pushed), state.clients["running"]
@@ -100,8 +98,7 @@ def test_six_rounds_are_three_and_three_resumed(whole, tmp_path):
     assert running.t.tolist() == pushed.tolist()  # an episode of 50 steps goes on from round to round
     assert state.clients["steps"].tolist() == np.maximum(pushed - 3, 0).tolist()  # not before four are there
     assert resume(half) == 0
-    assert final_hash(half) == final_hash(whole)
-    assert untimed(half / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    assert_same_run(half, whole)
 
 
 def test_a_run_counts_its_steps_and_is_reported(whole, capsys):
