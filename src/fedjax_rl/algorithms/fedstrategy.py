@@ -44,7 +44,8 @@ def fedstrategy(
     for each role of a leaf (first layer, inner layers, output layers, log_std), of the entropy's weight and of the
     clip, and the logit of the advantages' lambda. z0 has no entropy and lambda 1. G is exact through all K steps on the
     fixed batches, but for rms(g), the root mean square of a leaf's gradient, which is held constant. It makes a rate
-    mean the same in a network of any width. A new client starts from fresh parameters and the map.
+    mean the same in a network of any width. A new client starts from fresh parameters and the map. Neither its model
+    nor x is sent, but G = (dL/dz) x' shows x to who sees it.
 
     Source: the averaged meta-gradient of a strategy is ours, after Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn
     Quickly for Few-Shot Learning", arXiv:1707.09835, 2017, and Xu, van Hasselt, Silver, "Meta-Gradient Reinforcement
