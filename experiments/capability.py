@@ -1,12 +1,12 @@
 """Do weak clients gain from strategies that others learned? (fedstrategy, with clients of unlike capability)
 
-    python -m experiments.capability [--scale laptop] [--out DIR] [--methods navigation cartpole]
+    python -m experiments.capability [--scale laptop] [--out DIR] [--methods navigation slow cartpole]
 
 Three networks x episodes a batch in 1, 4, 16 x steps in 1, 3: 18 classes of three clients, each client with a model and
 a task of its own. Arms: the first strategy, which stays; the best of eight rates, which stays; a map of each client's
-own; one learned strategy for all; and the learned map. A return is a client's mean over the evaluations of a run. Then
-the transfer: new clients, some of episodes, steps and a network that no one had, learn for 30 rounds with what was
-learned, which stays.
+own; one learned strategy for all; and the learned map. `slow` is navigation with a smaller rate of the server. A return
+is a client's mean over the evaluations of a run. Then the transfer: new clients, some of episodes, steps and a network
+that no one had, learn for 30 rounds with what was learned, which stays.
 """
 
 import json
@@ -24,7 +24,12 @@ from fedjax_rl.config import presets
 from fedjax_rl.host.numerics import pinned, root_key
 from fedjax_rl.runs import assemble, checkpoint, records, rundir
 
-ENVS = {"navigation": "navigation", "cartpole": "gymnax/CartPole-v1?length=0.1:0.9&horizon=200"}
+# environment, and the server's rate
+PARTS = {
+    "navigation": ("navigation", 0.05),
+    "slow": ("navigation", 0.01),  # in sixty steps it cannot bring a rate of .03 to the best one
+    "cartpole": ("gymnax/CartPole-v1?length=0.1:0.9&horizon=200", 0.05),
+}
 LEARNED = {"own map": "none", "one strategy": "strategy", "map": "map"}
 RATES = (0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 TUNING_SEEDS = (100, 101)
@@ -36,24 +41,23 @@ NEW |= {"client_episodes": (1, 2, 4, 8, 16), "client_steps": (1, 2, 3), "rounds"
 TINY: dict[str, Any] = {"kinds": "2x4:tanh,2x3-3:tanh", "num_clients": 4, "rounds": 2, "episodes": 2, "local_steps": 2}
 TINY |= {"client_episodes": (1, 2), "client_steps": (1, 2), "eval_every": 1}
 TINY_NEW = {**TINY, "client_episodes": (2, 1), "sharing": "fixed"}
-SERVER_LR = 0.05  # at the default of .01 sixty steps cannot bring a rate of .03 to the best one
 EVERY = 5  # rounds of the transfer between two looks
 
 
-def build(scale: Scale, env: str, seed: int, new: bool = False, **values: Any) -> config.Config:
+def build(scale: Scale, part: str, seed: int, new: bool = False, **values: Any) -> config.Config:
     """A run of the study; `new`: one of the transfer."""
     tiny = scale.name == "tiny"
     sizes = {**(TINY if tiny else SIZES), **((TINY_NEW if tiny else NEW) if new else {})}
     sizes["clients_per_round"] = sizes["num_clients"]
-    common = {"env": ENVS[env], "new_clients": 0, "adapt_steps": 0, "save_every": 20}
-    preset = presets.preset("laptop", "fedstrategy", ENVS[env])
+    common = {"env": PARTS[part][0], "new_clients": 0, "adapt_steps": 0, "save_every": 20}
+    preset = presets.preset("laptop", "fedstrategy", PARTS[part][0])
     return config.build("fedstrategy", preset, common, sizes, {"seed": seed, **values})
 
 
-def arm(scale: Scale, env: str, label: str, **values: Any) -> Members:
+def arm(scale: Scale, part: str, label: str, **values: Any) -> Members:
     """A line's members, one for each seed."""
     seeds = range(2 if scale.name == "tiny" else 10)
-    return {f"{env}/{slug(label)}/seed{s}": build(scale, env, s, **values) for s in seeds}
+    return {f"{part}/{slug(label)}/seed{s}": build(scale, part, s, **values) for s in seeds}
 
 
 def returns(out: Path, name: str) -> np.ndarray:
@@ -62,11 +66,11 @@ def returns(out: Path, name: str) -> np.ndarray:
     return np.mean([np.asarray(of)[:, 0] for of in rows.values()], axis=0)
 
 
-def best_rate(scale: Scale, env: str, out: Path) -> float:
+def best_rate(scale: Scale, part: str, out: Path) -> float:
     """The rate of RATES under which clients learn most, over two seeds that are not reported."""
     some = {
         rate: {
-            f"{env}/tuning/{rate}/seed{s}": build(scale, env, s, sharing="fixed", inner_lr=rate) for s in TUNING_SEEDS
+            f"{part}/tuning/{rate}/seed{s}": build(scale, part, s, sharing="fixed", inner_lr=rate) for s in TUNING_SEEDS
         }
         for rate in RATES
     }
@@ -88,9 +92,9 @@ def learned(out: Path, name: str, c: config.Config) -> jax.Array:
 
 
 @pinned()
-def transfer(scale: Scale, env: str, out: Path, arms: Mapping[str, Members]) -> dict[str, np.ndarray]:
+def transfer(scale: Scale, part: str, out: Path, arms: Mapping[str, Members]) -> dict[str, np.ndarray]:
     """Arm -> [seeds, N]: mean over the looks of each new client's return, while it learns with what the arm learned."""
-    made = assemble.make_run(build(scale, env, 0, new=True))
+    made = assemble.make_run(build(scale, part, 0, new=True))
     looks, step = max(1, made.config.rounds // EVERY), min(EVERY, made.config.rounds)
 
     @jax.jit
@@ -151,7 +155,7 @@ def groups_of(c: config.Config, known: tuple[int, ...]) -> dict[str, np.ndarray]
     return made
 
 
-def draw(out: Path, env: str, arms: Mapping[str, Members], note: str) -> None:
+def draw(out: Path, part: str, arms: Mapping[str, Members], note: str) -> None:
     """Returns by round for each number of episodes: a line for each arm."""
     first = next(iter(next(iter(arms.values())).values()))
     groups = {name: chosen for name, chosen in groups_of(first, ()).items() if name.startswith("E = ")}
@@ -171,36 +175,35 @@ def draw(out: Path, env: str, arms: Mapping[str, Members], note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("return of an episode")
     axes[0][-1].legend(frameon=False, fontsize=8)
-    finish(figure, out / f"{env}.png", note, "")
+    finish(figure, out / f"{part}.png", note, "")
 
 
-def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = tuple(ENVS)) -> None:
-    """Each environment: its runs, its tables and figure."""
+def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = tuple(PARTS)) -> None:
+    """Each part: its runs, its tables and figure."""
     del envs
-    for env in methods:
-        rate = best_rate(scale, env, out)
-        arms = {"first strategy": arm(scale, env, "first strategy", sharing="fixed")}
-        arms[f"rate {rate:g}"] = arm(scale, env, f"rate {rate:g}", sharing="fixed", inner_lr=rate)
-        arms |= {
-            label: arm(scale, env, label, sharing=sharing, server_lr=SERVER_LR) for label, sharing in LEARNED.items()
-        }
+    for part in methods:
+        rate = best_rate(scale, part, out)
+        arms = {"first strategy": arm(scale, part, "first strategy", sharing="fixed")}
+        arms[f"rate {rate:g}"] = arm(scale, part, f"rate {rate:g}", sharing="fixed", inner_lr=rate)
+        for label, sharing in LEARNED.items():
+            arms[label] = arm(scale, part, label, sharing=sharing, server_lr=PARTS[part][1])
         everyone = {name: c for members in arms.values() for name, c in members.items()}
         run(scale, everyone, out)
         scores = {label: np.array([returns(out, name) for name in members]) for label, members in arms.items()}
         first = next(iter(everyone.values()))
         known = first.client_episodes  # type: ignore[attr-defined]
-        later = transfer(scale, env, out, {label: some for label, some in arms.items() if label != "own map"})
+        later = transfer(scale, part, out, {label: some for label, some in arms.items() if label != "own map"})
         note = footer(scale, everyone, out)
-        text = [f"# capability: {env}", "", note, "", "Mean return over the run:", ""]
+        text = [f"# capability: {part}", "", note, "", "Mean return over the run:", ""]
         text += [*table(scores, groups_of(first, known)), "New clients, with what was learned:", ""]
-        text += table(later, groups_of(build(scale, env, 0, new=True), known))
-        (out / f"{env}.md").write_text("\n".join(text))
+        text += table(later, groups_of(build(scale, part, 0, new=True), known))
+        (out / f"{part}.md").write_text("\n".join(text))
         both = {"runs": scores, "transfer": later}
         kept = {name: {label: rows.round(3).tolist() for label, rows in of.items()} for name, of in both.items()}
-        (out / f"{env}.json").write_text(json.dumps(kept) + "\n")
-        draw(out, env, arms, note)
+        (out / f"{part}.json").write_text(json.dumps(kept) + "\n")
+        draw(out, part, arms, note)
         print("\n".join(text))
 
 
 if __name__ == "__main__":
-    main(__doc__, "capability", experiment, methods=tuple(ENVS), envs=("navigation",))
+    main(__doc__, "capability", experiment, methods=tuple(PARTS), envs=("navigation",))

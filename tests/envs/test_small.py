@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl.envs import EnvSpec, make_env, resolve_backend, tasks
+from fedjax_rl.envs.base import idle
 from fedjax_rl.host import registry
 
 
@@ -79,9 +80,9 @@ def test_ending_probe_ends_with_its_tasks_step(task, length):
 @pytest.mark.parametrize("name", [n for n in registry.OWN["environment"] if not n.startswith(("half_cheetah", "ant"))])
 def test_specs_are_what_the_functions_return(name):
     env = make_env(name)
-    task = env.sample_tasks(jax.random.key(0), 3)[1]
+    task = jax.tree.map(lambda x: x[1], env.sample_tasks(jax.random.key(0), 3))
     start = env.reset(jax.random.key(0), task)
-    after = env.step(start, jnp.zeros(env.spec.action_size), task)
+    after = env.step(start, idle(env.spec), task)
     assert env.spec.name == name and start.obs.shape == after.obs.shape == (env.spec.observation_size,)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), start) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
 

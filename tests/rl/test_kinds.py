@@ -157,9 +157,7 @@ def test_kinds_that_cannot_be_are_refused_in_one_line(given, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "algorithm", [name for name in config.CONFIGS if name not in ("fedhpd", "dpa_fedrl", "independent")]
-)
+@pytest.mark.parametrize("algorithm", [name for name in config.CONFIGS if not config.CONFIGS[name].keeps_models])
 def test_algorithms_that_send_models_refuse_kinds(algorithm):
     with pytest.raises(ConfigError, match=f"kinds: not for {algorithm}, which sends models"):
         config.build(algorithm, {"num_clients": 4, "clients_per_round": 4, "kinds": "4x8:tanh"})
