@@ -146,7 +146,7 @@ def _trained(problem: Problem, step: str, most: int) -> Callable[..., tuple[Para
 
     def trained(params: Params, strategy: Array, can: dict[str, Array], batch: Tree) -> tuple[Params, Tree]:
         x = capability(params, can)[: strategy.shape[1]]
-        return steps(params, strategy @ x, _tuned(problem).limit(batch, can["episodes"]), can["steps"]), ()
+        return steps(params, _learned(strategy, x), _tuned(problem).limit(batch, can["episodes"]), can["steps"]), ()
 
     return trained
 
@@ -158,7 +158,8 @@ def _meta_gradient(problem: Problem, step: str, most: int, evaluated: Tuning) ->
     def meta_gradient(params: Params, strategy: Array, can: dict[str, Array], batch: Tree, fresh: Tree):
         x = capability(params, can)[: strategy.shape[1]]
         inner, outer = (tuned.limit(data, can["episodes"]) for data in (batch, fresh))
-        slope = jax.grad(lambda z: tuned.loss(steps(params, z, inner, can["steps"]), outer, evaluated))(strategy @ x)
+        after = lambda z: tuned.loss(steps(params, z, inner, can["steps"]), outer, evaluated)
+        slope = jax.grad(after)(_learned(strategy, x))
         return params, slope[:, None] * x[None]
 
     return meta_gradient
@@ -183,6 +184,11 @@ def roles(params: Params) -> Tree:
         return FIRST if "hidden_0" in names else INNER
 
     return jax.tree_util.tree_map_with_path(role, params)
+
+
+def _learned(strategy: Array, x: Array) -> Array:
+    """z = S x, in float32 on every device."""
+    return jnp.matmul(strategy, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def _of(values: tuple[int, ...], i: Array) -> Array:
