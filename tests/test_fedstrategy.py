@@ -24,6 +24,7 @@ from fedjax_rl.config.presets import preset
 from fedjax_rl.envs import make_env
 from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.federation.simulate import make_simulation, run_rounds
+from fedjax_rl.rl.critics import mlp_critic
 from fedjax_rl.rl.kinds import mixed_policy, mixed_problem
 from fedjax_rl.rl.policies import mlp
 from fedjax_rl.rl.problem import make_problem
@@ -229,6 +230,12 @@ def test_a_limited_batch_is_that_of_its_first_episodes():
     same = whole.sample(params, task, jax.random.key(2))[0]
     want = float(whole.loss(params, same))
     assert float(problem.tuned.loss(params, problem.tuned.limit(batch, 3.0), tuning)) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_critic_cannot_be_tuned():
+    env = make_env("navigation")
+    with pytest.raises(ValueError, match="tunable: a critic's values"):
+        make_problem(env, mlp(env.spec, hidden=(3,)), episodes=2, tunable=True, critic=mlp_critic(env.spec))
 
 
 def test_unlike_networks_learn_as_each_by_itself():

@@ -147,7 +147,7 @@ def make_problem(
       The problem.
 
     Raises:
-      ValueError: there is no such surrogate, scale or reduction.
+      ValueError: there is no such surrogate, scale or reduction; or `tunable` with a critic.
 
     >>> import jax
     >>> from fedjax_rl.rl.policies import gaussian_mlp
@@ -165,6 +165,8 @@ def make_problem(
     ):
         if value not in legal:
             raise ValueError(f"unknown {option} {value!r}; one of {', '.join(legal)}")
+    if tunable and critic is not None:
+        raise ValueError("tunable: a critic's values do not follow a strategy's advantages; leave the critic out")
     reduce = REDUCTIONS[reduction]
     objective = _objective(policy, reduce)
     rollout, one_episode = make_rollout(env, policy, episodes), make_rollout(env, policy, 1)
