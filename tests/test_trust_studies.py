@@ -6,10 +6,20 @@ import pytest
 
 from experiments import attacks, bytes, common, privacy
 
-pytestmark = pytest.mark.nightly
+nightly = pytest.mark.nightly
 TINY = common.SCALES["tiny"]
 
 
+@pytest.mark.parametrize("scale", ["tiny", "laptop"])
+def test_every_line_of_the_studies_is_legal(scale, monkeypatch):
+    """Nothing is run: all configurations, which each check what they are given."""
+    monkeypatch.setattr(privacy.privacy, "with_noise", lambda c, _: c)  # how much noise takes a search
+    for study, parts in ((attacks.cells, attacks.PARTS), (bytes.lines, bytes.PARTS), (privacy.lines, privacy.PARTS)):
+        for part in parts:
+            assert study(common.SCALES[scale], part)
+
+
+@nightly
 def test_rules_are_set_against_attacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attacks, "RULES", ("mean", "geomed"))
     monkeypatch.setattr(attacks, "ATTACKS", {name: attacks.ATTACKS[name] for name in ("none", "boost 10")})
@@ -21,6 +31,7 @@ def test_rules_are_set_against_attacks(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "sgd.png").stat().st_size > 10_000 and "| geomed |" in (tmp_path / "sgd.md").read_text()
 
 
+@nightly
 def test_returns_are_set_against_bytes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bytes, "WAYS", {name: bytes.WAYS[name] for name in ("all", "top_k 10 %")})
     bytes.experiment(TINY, tmp_path, (), ("navigation",))
@@ -29,6 +40,7 @@ def test_returns_are_set_against_bytes(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "navigation.png").stat().st_size > 10_000
 
 
+@nightly
 def test_returns_are_set_against_epsilon(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(privacy, "WAYS", {"200, poisson": privacy.WAYS["200, poisson"]})
     privacy.experiment(TINY, tmp_path, (), ("sgd",))

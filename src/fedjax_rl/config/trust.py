@@ -161,7 +161,7 @@ def _refuse_privacy(config: Any) -> None:
         )
     if config.dp_delta * n >= 1:
         name = "dp_population" if config.dp_population else "num_clients"
-        raise ConfigError(f"dp_delta = {config.dp_delta}: must be below 1/{name} = {1 / n:g}; 1e-5 is usual")
+        raise ConfigError(f"dp_delta = {config.dp_delta}: must be below 1/{name} = {1 / n:g}, such as {0.1 / n:g}")
     if config.schedule == "async":
         raise ConfigError("dp_clip: not with schedule = 'async': no accountant covers who arrives when; use 'sync'")
     for why in _misfits_local(config) if config.dp_where == "local" else _misfits_central(config):
