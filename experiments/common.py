@@ -115,7 +115,7 @@ def finals(out: Path, members: Members) -> dict[str, dict[str, Any]]:
 
 
 def measured(run: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What was measured on a run's last checkpoint. It is written beside the records: an archive has no checkpoints."""
+    """What was measured on a run's checkpoints. It is written beside the records: an archive has no checkpoints."""
     path = run / "measured.json"
     if not path.exists():
         path.write_text(json.dumps({key: np.asarray(value).tolist() for key, value in measure().items()}) + "\n")

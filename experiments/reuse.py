@@ -17,7 +17,7 @@ from pathlib import Path
 from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.runs import rundir, runner
 
-# the last two: where new clients were evaluated, and what else a study measured on a run's last checkpoint
+# the last two: where new clients were evaluated, and what else a study measured on a run's checkpoints
 FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL, "fig6.json", "measured.json")
 NOTE = "reused.json"
 _KEPT: list[tempfile.TemporaryDirectory] = []  # removed when the process ends

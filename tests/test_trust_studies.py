@@ -1,10 +1,12 @@
-"""The studies of liars, bytes and privacy, at the tiny scale and with few of their lines."""
+"""The studies of liars, bytes, privacy and FedPG-BR, at the tiny scale and with few of their lines."""
 
 import json
 
+import numpy as np
 import pytest
 
-from experiments import attacks, bytes, common, privacy
+from experiments import attacks, bytes, common, fedpg_br, privacy
+from fedjax_rl import load
 
 nightly = pytest.mark.nightly
 TINY = common.SCALES["tiny"]
@@ -14,9 +16,27 @@ TINY = common.SCALES["tiny"]
 def test_every_line_of_the_studies_is_legal(scale, monkeypatch):
     """Nothing is run: all configurations, which each check what they are given."""
     monkeypatch.setattr(privacy.privacy, "with_noise", lambda c, _: c)  # how much noise takes a search
-    for study, parts in ((attacks.cells, attacks.PARTS), (bytes.lines, bytes.PARTS), (privacy.lines, privacy.PARTS)):
-        for part in parts:
+    studies = {attacks.cells: attacks, bytes.lines: bytes, privacy.lines: privacy, fedpg_br.lines: fedpg_br}
+    for study, module in studies.items():
+        for part in module.PARTS:
             assert study(common.SCALES[scale], part)
+
+
+def test_trajectories_of_an_agent_are_those_of_all_and_the_server():
+    """As the authors' code counts: 60 rounds of 16 episodes and 300 steps of 4; alone the agent is the server."""
+    every = fedpg_br.lines(common.SCALES["laptop"], "clean")["nobody lies"]
+    ten, alone = (next(iter(every[label].values())) for label in ("ten, filter", "alone"))
+    assert fedpg_br.trajectories(ten, 60, 300) == (10 * 60 * 16 + 300 * 4) / 11
+    assert fedpg_br.trajectories(alone, 60, 300) == 60 * 16 + 300 * 4
+
+
+def test_lines_of_the_table_are_read_where_the_published_curve_was():
+    seen = fedpg_br.Looks(np.array([[800.0, 1000.0], [850.0, 950.0]]), np.array([[300.0, 400.0], [310.0, 410.0]]))
+    assert seen.at(900) == [350.0, 360.0]
+    short = seen._replace(trajectories=np.array([[800.0, 899.0], [850.0, 950.0]]))
+    rows = fedpg_br.table({"nobody lies": {"ten, filter": seen, "ten, mean": short}}, "a note", "clean")
+    assert "| nobody lies | ten, filter | 900 | 355.0 ± 63.5 | 500 | 975 | 405.0 ± 63.5 |" in rows  # 12.706 x 5
+    assert "| nobody lies | ten, mean | 900 | - | - | 924 | 405.0 ± 63.5 |" in rows
 
 
 @nightly
@@ -48,3 +68,33 @@ def test_returns_are_set_against_epsilon(tmp_path, monkeypatch, capsys):
     noises = [found["noise"][str(epsilon)] for epsilon in privacy.EPSILONS]
     assert sorted(noises, reverse=True) == noises and [len(seeds) for seeds in found["after"].values()] == [2] * 5
     assert (tmp_path / "privacy.png").stat().st_size > 10_000
+
+
+def gymnasium_return(policy, episodes=60):
+    """Mean return of a policy's likeliest actions in Gymnasium's CartPole."""
+    env = pytest.importorskip("gymnasium").make("CartPole-v1")
+    lengths = []
+    for seed in range(episodes):
+        obs, over, length = env.reset(seed=seed)[0], False, 0
+        while not over:
+            obs, _, ended, cut, _ = env.step(int(policy(obs)[0]))
+            over, length = ended or cut, length + 1
+        lengths.append(length)
+    return np.mean(lengths)
+
+
+@nightly
+def test_returns_of_greedy_episodes_are_set_against_trajectories(tmp_path, monkeypatch, capsys):
+    lines = {"ten, filter": fedpg_br.FILTER, "alone": fedpg_br.ALONE}
+    monkeypatch.setattr(fedpg_br, "LINES", {"clean": {"nobody lies": lines}})
+    fedpg_br.experiment(TINY, tmp_path, (), ("clean",))
+    found = json.loads((tmp_path / "clean.json").read_text())["nobody lies"]
+    for label, agents in (("ten, filter", 10), ("alone", 1)):
+        spent = np.array(found[label]["trajectories"]) * (agents + 1 if agents > 1 else 1)
+        steps = (spent - agents * 2 * np.array([1, 2])) / 2  # two episodes a round and agent, and a step
+        assert steps.shape == (2, 2) and (steps >= [1, 2]).all() and (np.diff(steps) >= 1).all()
+        np.testing.assert_allclose(steps, steps.round(), atol=1e-9)
+        for seed in range(2):
+            policy = load(tmp_path / "clean/nobody-lies" / common.slug(label) / f"seed{seed}").policy(0, adapt_steps=0)
+            assert abs(gymnasium_return(policy) - found[label]["returns"][seed][-1]) < 2  # sampled actions: some 20
+    assert (tmp_path / "clean.png").stat().st_size > 10_000

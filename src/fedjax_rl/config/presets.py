@@ -90,7 +90,8 @@ _FEDHPD_LUNARLANDER = {
     "1x1024:relu:0.0001",
 }
 # Ten agents whose gradients are filtered, and a server that samples too (Fan et al., FedPG-BR, NeurIPS 2021). The scale
-# of gradients, on which filter_sigma depends, is that of the authors' code: whitened returns, mean over all steps.
+# of gradients, on which filter_sigma depends, is near that of the authors' code: whitened returns, mean over all steps.
+# Theirs are whitened within an episode, and their logits pass a tanh; ours are whitened over the batch, without it.
 _FEDPG_BR_CARTPOLE = {
     "env": "gymnax/CartPole-v1",
     "num_clients": 10,
