@@ -13,8 +13,17 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signa
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _default)
 
+# Most of a test's time was XLA's compiler at work on programs that run for a moment. This one takes a quarter of it.
+# Numbers differ in the last digits; bits have a process of their own (test_bits.py), and nightly tests XLA as it is.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # few long tests each: begun last, they would be waited for by a worker that has nothing left
-_LONG = ("test_faults.py", "test_placement.py", "test_processes.py")
+_LONG = ("test_faults.py", "test_placement.py", "test_processes.py", "test_bits.py")
+
+
+def pytest_configure(config):
+    """Before JAX looks at its environment, which processes that tests start have too."""
+    if config.getoption("markexpr") != "nightly":
+        os.environ.setdefault("XLA_FLAGS", QUICK)
 
 
 def pytest_collection_modifyitems(items):

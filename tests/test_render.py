@@ -152,8 +152,8 @@ def test_a_film_is_the_rollout_and_stays_where_it_ended():
     many = lambda one: jax.jit(jax.vmap(one, (None, None, 0)))(params, jnp.float32(1.0), keys)
     qpos, returned = many(film.make_film(env, policy))
     plain = many(make_rollout(env, policy, 1))
-    np.testing.assert_allclose(returned, plain.reward.sum(axis=(1, 2)), rtol=1e-6)
-    np.testing.assert_array_equal(qpos[:, :, 0], plain.obs[:, 0, :, -3])
+    np.testing.assert_allclose(returned, plain.reward.sum(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(qpos[:, :, 0], plain.obs[:, 0, :, -3], rtol=1e-4, atol=1e-5)
     lengths = plain.mask.sum(axis=(1, 2))
     fallen = int(jnp.argmin(lengths))
     assert lengths[fallen] < 90

@@ -124,10 +124,11 @@ def test_a_loop_that_ends_early_learns_what_a_scan_learns(rolled):
     rollout = make_rollout(scanned, gaussian_mlp(SPEC, hidden=(4,)), 4)
     every = jax.jit(jax.vmap(jax.vmap(rollout, in_axes=(None, 0, 0)), in_axes=(0, None, 0)))
     other = jax.tree.map(np.asarray, every(params, tasks, keys))
-    for name in ("mask", "reward", "frozen"):
+    for name in ("mask", "frozen"):
         np.testing.assert_array_equal(getattr(out, name), getattr(other, name))
+    np.testing.assert_allclose(out.reward, other.reward, rtol=1e-5)  # two programs round differently
     for name in ("obs", "action", "logp"):
-        np.testing.assert_array_equal(getattr(out, name)[out.mask], getattr(other, name)[out.mask])
+        np.testing.assert_allclose(getattr(out, name)[out.mask], getattr(other, name)[out.mask], rtol=1e-5, atol=1e-6)
         assert np.isfinite(getattr(out, name)).all()
 
 
