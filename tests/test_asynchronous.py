@@ -8,7 +8,7 @@ import pytest
 
 from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
 from fedjax_rl.config import CONFIGS
-from fedjax_rl.federation import aggregators, attacks, simulate
+from fedjax_rl.federation import aggregators, attacks, compress, robust, secure, simulate
 from fedjax_rl.federation.asynchronous import make_async_simulation
 from fedjax_rl.federation.clock import Schedule
 from fedjax_rl.federation.exchange import Wires
@@ -39,9 +39,8 @@ def asynchronous(algorithm, schedule, pace=EQUAL, **options):
         num_clients=schedule.num_clients,
         schedule=schedule,
         sample_tasks=sample_tasks,
-        aggregator=aggregators.mean(),
         pace=pace,
-        **options,
+        **{"aggregator": aggregators.mean(), **options},
     )
 
 
@@ -91,8 +90,15 @@ ORACLE = {
 }  # fmt: skip
 
 
-def replayed(algorithm, schedule, pace, discount, key, found):
-    """Server models after each update, one arrival at a time in NumPy; `found`: (client, job, age) in order."""
+def average(clients, messages, weights):
+    return np.tensordot(weights / weights.sum(), messages, axes=1)
+
+
+def replayed(algorithm, schedule, discount, key, found, sent=lambda change: change, combined=average):
+    """Server models after each update, one arrival at a time in NumPy; `found`: (client, job, age) in order.
+
+    sent: what a client sends of its change. combined: what the server makes of (clients, messages, weights).
+    """
     sample = jax.jit(
         lambda i, j: noisy(None, {"u": jnp.zeros(3)}, jax.random.fold_in(simulate.stream(key, simulate.UPDATE, j), i))[
             0
@@ -113,14 +119,22 @@ def replayed(algorithm, schedule, pace, discount, key, found):
             "hinge": 1.0 if age <= 2 else 1 / (0.3 * (age - 2) + 1),
         }[discount.name]
         factor *= arrivals.mean() / arrivals[client] if discount.fair else 1.0
-        buffer.append((client, factor * (y - start)))
+        buffer.append((client, factor * sent(y - start)))
         counts = np.bincount([c for c, _ in buffer], minlength=schedule.num_clients)
         enough = counts.all() and schedule.num_clients**2 >= schedule.target * np.sum(1 / counts)
         if len(buffer) == schedule.buffer or (schedule.due == "harmonic" and enough):
             weights = np.array([1 / counts[c] if schedule.due == "harmonic" else 1.0 for c, _ in buffer])
-            past.append(past[-1] + np.tensordot(weights / weights.sum(), [m for _, m in buffer], axes=1))
+            past.append(past[-1] + combined(*map(np.array, zip(*buffer, strict=True)), weights))
             buffer = []
     return past
+
+
+def arrivals(schedule, pace, metrics, key):
+    """(time, client, job, age) of each arrival in order."""
+    speed = pace.speeds(simulate.stream(key, simulate.SPEED), schedule.num_clients)
+    scores = lambda draw: jax.random.uniform(simulate.stream(key, simulate.SELECT, draw), (schedule.num_clients,))
+    total = int(metrics["clock/arrivals"][-1])
+    return one_by_one(schedule, speed, pace.noise, total, simulate.stream(key, simulate.DELAY), scores)
 
 
 @pytest.mark.parametrize("name", ORACLE)
@@ -129,11 +143,8 @@ def test_models_are_those_of_one_arrival_after_another(name):
     algorithm = make("fedavg", problem=NOISY)
     states, metrics = all_rounds(asynchronous(algorithm, schedule, pace, discount=discount), 25, seed=7)
     key = jax.random.key(7)
-    speed = pace.speeds(simulate.stream(key, simulate.SPEED), schedule.num_clients)
-    scores = lambda draw: jax.random.uniform(simulate.stream(key, simulate.SELECT, draw), (schedule.num_clients,))
-    total = int(metrics["clock/arrivals"][-1])
-    found = one_by_one(schedule, speed, pace.noise, total, simulate.stream(key, simulate.DELAY), scores)
-    past = replayed(algorithm, schedule, pace, discount, key, [row[1:] for row in found])
+    found = arrivals(schedule, pace, metrics, key)
+    past = replayed(algorithm, schedule, discount, key, [row[1:] for row in found])
     updates = np.asarray(metrics["clock/updates"])
     for r, number in enumerate(updates):
         np.testing.assert_allclose(states.server.shared["x"][r], past[number], rtol=1e-12, atol=1e-13)
@@ -144,6 +155,41 @@ def test_models_are_those_of_one_arrival_after_another(name):
         some = ages[ends[r - 1] if r else 0 : ends[r]]
         assert float(metrics["clock/staleness_mean"][r]) == pytest.approx(some.mean())
         assert int(metrics["clock/staleness_max"][r]) == some.max()
+
+
+def largest_two(change):
+    return np.where(np.abs(change) >= np.sort(np.abs(change))[1], change, 0.0)
+
+
+TRUSTED = {
+    "compression and a rule": {
+        "wires": Wires(compress.compressor("top_k", ratio=0.6, bits=8, rank=1, feedback="none").transform),
+        "aggregator": robust.median(),
+    },
+    "a secure sum": {"aggregator": secure.secure_mean(secure.FixedPoint(24, 16.0), at_least=2)},
+}
+
+
+@pytest.mark.parametrize("name", TRUSTED)
+def test_what_is_done_to_messages_is_done_to_those_of_a_buffer(name):
+    """FedBuff under attack, each arrival in NumPy: shortened where it is sent; forged and combined in threes."""
+    schedule, pace, discount = ORACLE["FedBuff"]
+    algorithm, key = make("fedavg", problem=NOISY), jax.random.key(7)
+    attack = Attack(0.3, attacks.forge("sign_flip", 1.5, aggregators.mean()))
+    simulation = asynchronous(algorithm, schedule, pace, discount=discount, attack=attack, **TRUSTED[name])
+    states, metrics = all_rounds(simulation, 25, seed=7)
+    bad = np.asarray(attacks.is_malicious(simulate.stream(key, simulate.MALICIOUS), 20, 0.3))
+
+    def combined(clients, messages, weights):
+        forged = np.where(bad[clients, None], -1.5, 1.0) * messages
+        return average(clients, forged, weights) if name == "a secure sum" else np.median(forged, axis=0)
+
+    found = [row[1:] for row in arrivals(schedule, pace, metrics, key)]
+    does = {"combined": combined} if name == "a secure sum" else {"combined": combined, "sent": largest_two}
+    past = np.array(replayed(algorithm, schedule, discount, key, found, **does))[metrics["clock/updates"]]
+    rounding = 1e-4 if name == "a secure sum" else 1e-12  # steps of 16 / 2^23, 17 times
+    np.testing.assert_allclose(states.server.shared["x"], past, rtol=1e-10, atol=rounding)
+    assert len(np.unique(metrics["clock/updates"])) > 10
 
 
 def test_lanes_change_no_number():

@@ -180,6 +180,7 @@ def test_toml_round_trips(algorithm, tmp_path):
             values |= {"policy": "table"} if algorithm == "q_avg" else LEARNS
         if algorithm == "fedstrategy":
             values |= {"critic": "none", "reduction": "mean", "client_episodes": (1,), "client_steps": ()}
+            values |= {"sharing": "map"}
         if algorithm == "npg_admm":
             values |= {"clients_per_round": values["num_clients"], "dropout": 0.0}
         made = config.build(algorithm, values)

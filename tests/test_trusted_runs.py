@@ -66,7 +66,16 @@ REFUSED = {
         **SECURE, "secagg_bits": 24, "num_clients": 1000, "clients_per_round": 300},
     "secagg_min = 41: must be at most the 40 clients of a sum": {**SECURE, "secagg_min": 41},
     "secagg_min = 10: not with dp_clip": {**SECURE, **DP, "secagg_min": 10},
-    "attack = 'ipm': not for independent": {"algorithm": "independent", "attack": "ipm"},
+    "secagg_bits: with harmonic a buffer of 300 is seldom two thirds full": {
+        **SECURE, "algorithm": "nigt", "harmonic": 200, "clients_per_round": 0, "buffer": 300},
+    "attack = 'ipm': algorithm = 'independent' sends no messages; try reward_flip": {
+        "algorithm": "independent", "attack": "ipm"},
+    "secagg_bits = 16: distill = 'none' sends no messages; leave it out": {
+        "algorithm": "fedhpd", "distill": "none", **SECURE},
+    "compress = 'top_k': sharing = 'none' sends no messages": {
+        "algorithm": "fedstrategy", "sharing": "none", "compress": "top_k"},
+    "dp_clip = 0.1: sharing = 'fixed' sends no messages": {
+        "algorithm": "fedstrategy", "sharing": "fixed", **DP},
     "unknown key 'dp_clip' for scaffold (it is an option of": {"algorithm": "scaffold", **DP},
     "unknown key 'compress' for independent (it is an option of": {"algorithm": "independent", "compress": "sign"},
 }  # fmt: skip

@@ -9,6 +9,7 @@ from contracts.quadratic import LOCAL_LR, PUBLIC_STATES, federation, make
 from fedjax_rl import config
 from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import make_env
+from fedjax_rl.federation import secure
 from fedjax_rl.runs import public_states
 from fedjax_rl.types import Upload
 
@@ -95,6 +96,20 @@ def test_who_drops_out_is_silent_in_every_exchange_of_the_round():
     want, _, consensus = replay(np.asarray(state.clients["params"]["x"])[~gone], tasks, 1, "own", "consensus", 3)
     np.testing.assert_allclose(np.asarray(after.clients["params"]["x"])[~gone], want, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(after.server.shared, consensus, rtol=1e-10)
+
+
+def test_where_a_sum_is_not_opened_nobody_distils():
+    """Else they would follow the answer of an earlier round, on other states."""
+    sums = secure.secure_mean(secure.FixedPoint(24, 16.0), at_least=6)
+    whole, void = (federation(make("fedhpd", **SETTINGS), aggregator=sums, dropout=share) for share in (0.0, 0.5))
+    first = whole.round(whole.init(jax.random.key(1)))[0]
+    after, metrics = void.round(first)
+    assert 0 < metrics["comm/uploads"] < 6 and metrics["health/nonfinite_clients"] == 0
+    np.testing.assert_array_equal(after.server.shared, first.server.shared)
+    for old, new in zip(*(jax.tree.leaves(state.clients["distill_adam"]) for state in (first, after)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    learned = np.any(np.asarray(after.clients["params"]["x"] != first.clients["params"]["x"]), axis=1)
+    np.testing.assert_array_equal(learned, ~np.asarray(metrics["who/unheard"]))  # by its own steps
 
 
 def test_a_message_that_is_not_finite_in_a_later_exchange_leaves_no_trace_of_it():

@@ -72,3 +72,14 @@ def test_a_consensus_is_said_by_its_head(distribution, head):
     again = distribution.say(distribution.head_of(consensus))
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(consensus), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_consensus_that_liars_moved_still_acts():
+    """An action of a probability below 0 is never taken, and a deviation of -s is one of s."""
+    head = CATEGORICAL.head_of(jnp.array([[-0.2, 0.3, 0.9]]))
+    noise = CATEGORICAL.noise(jax.random.key(0), (4000, 3))
+    taken = np.bincount(CATEGORICAL.act(jnp.broadcast_to(head, (4000, 3)), noise)[:, 0], minlength=3)
+    assert taken[0] == 0 and abs(taken[1] - 1000) < 4 * np.sqrt(4000 * 0.25 * 0.75)
+    noise = GAUSSIAN.noise(jax.random.key(1), (1, 2))
+    found = GAUSSIAN.act(GAUSSIAN.head_of((jnp.ones((1, 2)), jnp.array([[-0.5, 0.5]]))), noise)
+    np.testing.assert_allclose(found, 1 + 0.5 * noise, rtol=1e-6)

@@ -150,7 +150,8 @@ class Config:
             object.__setattr__(self, item.name, checked(item.name, getattr(self, item.name), item))
         if self.kinds and not self.keeps_models:
             raise ConfigError(
-                f"kinds: not for {self.algorithm}, which sends models; take fedhpd, independent or fedstrategy"
+                f"kinds: not for {self.algorithm}, which sends models; take fedhpd, dpa_fedrl, independent or "
+                "fedstrategy"
             )
         schedules.refuse(self)
         trust.refuse(self)

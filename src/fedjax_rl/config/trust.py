@@ -26,6 +26,13 @@ NEEDS = {
     ),
 }
 ROBUST = (*NEEDS, "centered_clip", "norm_clip")
+# The option of an algorithm, and its values with which no client sends anything.
+SILENT = {
+    "independent": ("algorithm", ("independent",)),
+    "fedhpd": ("distill", ("placebo", "none")),
+    "fedstrategy": ("sharing", ("none", "fixed")),
+    "dqn_avg": ("aggregate", ("none",)),
+}
 BY_COUNT = ("median", "trimmed", "krum", "multi_krum", "bulyan", "meamed", "nnm+trimmed", "nnm+median", "fedpg_br")
 
 
@@ -56,7 +63,7 @@ def at_most_together(config: Any) -> int:
 def refuse(config: Any) -> None:
     """A ConfigError for what does not fit together."""
     _refuse_selection(config)
-    _refuse_attack(config)
+    _refuse_silent(config)
     _refuse_rule(config)
     _refuse_compression(config)
     _refuse_secure_sum(config)
@@ -77,11 +84,18 @@ def _refuse_selection(config: Any) -> None:
         raise ConfigError(f"wait_for = {config.wait_for}: not with selection = 'poisson': how many come is drawn")
 
 
-def _refuse_attack(config: Any) -> None:
-    if config.attack in MESSAGE_ATTACKS and config.algorithm == "independent":
-        raise ConfigError(
-            f"attack = {config.attack!r}: not for independent, whose clients send nothing; try reward_flip"
-        )
+def _refuse_silent(config: Any) -> None:
+    """A ConfigError for what is done to messages where nobody sends any. A rule, which does nothing then, may stay."""
+    option, values = SILENT.get(config.algorithm, ("algorithm", ()))
+    if getattr(config, option) not in values:
+        return
+    why = f"{option} = {getattr(config, option)!r} sends no messages"
+    if config.attack in MESSAGE_ATTACKS:
+        raise ConfigError(f"attack = {config.attack!r}: {why}; try reward_flip")
+    off = {"compress": "none", "client_momentum": 0.0, "dp_clip": 0.0, "secagg_bits": 0, "downlink_bits": 0}
+    for name, nothing in off.items():
+        if (value := getattr(config, name, nothing)) != nothing:
+            raise ConfigError(f"{name} = {value!r}: {why}; leave it out")
 
 
 def _refuse_rule(config: Any) -> None:
@@ -140,6 +154,11 @@ def _refuse_secure_sum(config: Any) -> None:
     if config.secagg_min and is_central(config):
         raise ConfigError(
             f"secagg_min = {config.secagg_min}: not with dp_clip: that a sum was not opened would show who was there"
+        )
+    if config.harmonic and not config.secagg_min:
+        raise ConfigError(
+            f"secagg_bits: with harmonic a buffer of {config.buffer} is seldom two thirds full, and of fewer no sum is "
+            "opened; set secagg_min"
         )
     if config.secagg_min > most:
         raise ConfigError(f"secagg_min = {config.secagg_min}: must be at most the {most} clients of a sum")

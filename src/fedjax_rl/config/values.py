@@ -9,16 +9,6 @@ from fedjax_rl.config.options import BIG, SERVER_NAMES, ChangeConfig
 from fedjax_rl.config.rules import ConfigError, name, number, registered
 
 _OWN = ("local_steps", "local_lr", "server", "server_lr", "max_change_norm", "discount", "adapt_steps", "critic")
-# what is done to messages, and the value with which it is not
-_SENT = {
-    "aggregator": "mean",
-    "compress": "none",
-    "client_momentum": 0.0,
-    "max_change_norm": 0.0,
-    "dp_clip": 0.0,
-    "secagg_bits": 0,
-    "downlink_bits": 0,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +91,6 @@ class DqnAvgConfig(ValueConfig):
                 yield f"personal = 'head': policy = {self.policy!r} has no layer that is known as its head; take mlp"
         if self.aggregate == "gradients" and self.local_optimizer != "sgd":
             yield "aggregate = 'gradients': needs local_optimizer = 'sgd'; Adam may be the server's (server = 'adam')"
-        if self.aggregate == "none":
-            if self.attack in trust.MESSAGE_ATTACKS:
-                yield f"attack = {self.attack!r}: aggregate = 'none' sends no messages; try reward_flip"
-            for key, nothing in _SENT.items():
-                if getattr(self, key) != nothing:
-                    yield f"{key} = {getattr(self, key)!r}: aggregate = 'none' sends no messages; leave it out"
 
 
 @dataclass(frozen=True, kw_only=True)

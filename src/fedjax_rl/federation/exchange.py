@@ -45,6 +45,7 @@ class Absorbed(NamedTuple):
       own: the clients' states to keep [M, ...].
       heard: [M] bool.
       finite: [M] bool.
+      enough: () bool, were enough heard for an aggregate?
       shown: what the aggregator shows, and how far an attack moved its result; () each.
     """
 
@@ -53,6 +54,7 @@ class Absorbed(NamedTuple):
     own: tuple[Tree, Tree]
     heard: Array
     finite: Array
+    enough: Array
     shown: Metrics
 
 
@@ -168,12 +170,12 @@ class Exchange(NamedTuple):
         shown = self.aggregator.show(state)
         if self.attack is not None:
             shown = shown | {"robust/distance": _distance(combined, messages, jnp.where(honest, weights, 0.0))}
-        return Absorbed(server, state, own, heard, finite, shown)
+        return Absorbed(server, state, own, heard, finite, enough, shown)
 
     def again(
         self, done: Absorbed, tasks: Tree, client_keys: Key, keys: Keys, malicious: Array | None = None
     ) -> Absorbed:
-        """The algorithm's exchanges after the first, by those who were heard in it."""
+        """The algorithm's exchanges after the first, by those who were heard in it; none where it had no aggregate."""
         if self.algorithm.exchanges is None:
             return done
         count, update = self.algorithm.exchanges
@@ -189,12 +191,12 @@ class Exchange(NamedTuple):
             now = Keys(*[jax.random.fold_in(key, _AGAIN + number) for key in keys])
             sent = self.sent_down(server.shared, jax.random.fold_in(now.server, _SEND))
             results = placement.map_clients(work, num_broadcast=1)(sent, own, tasks, client_keys)
-            then = self.absorb(results, own, done.heard, server, state, now, malicious)
+            then = self.absorb(results, own, done.heard & done.enough, server, state, now, malicious)
             return (then.server, then.aggregator, then.own), then.finite
 
         numbers = jnp.arange(1, count + 1)
         (server, state, own), finite = jax.lax.scan(one, (done.server, done.aggregator, done.own), numbers)
-        still = done.finite & finite.all(axis=0)
+        still = done.finite & (finite.all(axis=0) | ~done.enough)
         return done._replace(server=server, aggregator=state, own=own, finite=still)
 
 

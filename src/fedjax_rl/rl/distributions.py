@@ -25,7 +25,8 @@ class Distribution(NamedTuple):
       entropy: head -> [B] in nats.
       say: head -> what a client tells others of its policy in distillation, leaves [B, ...]; their means are a
         consensus.
-      head_of: a consensus -> the head that says it.
+      head_of: a consensus -> the head that says it. Liars may move it out of the distributions: a probability below 0
+        then is 0, and of a deviation the sign is nothing, as in the divergence.
       divergence: (consensus, head) -> [B] in nats, how far the policy is from it; what distillation lowers.
       kl: (head of one policy, head of another) -> [B] in nats, KL(one || other).
     """
@@ -96,7 +97,7 @@ GAUSSIAN = Distribution(
     log_prob=lambda head, action: normal_log_prob(head[0], head[1], action),
     entropy=lambda head: normal_entropy(head[1]),
     say=lambda head: (head[0], jnp.exp(head[1])),
-    head_of=lambda consensus: (consensus[0], jnp.log(consensus[1])),
+    head_of=lambda consensus: (consensus[0], jnp.log(jnp.abs(consensus[1]))),
     divergence=lambda consensus, head: normal_kl(head[0], jnp.exp(head[1]), *consensus),
     kl=lambda one, other: normal_kl(one[0], jnp.exp(one[1]), other[0], jnp.exp(other[1])),
 )
@@ -110,7 +111,7 @@ CATEGORICAL = Distribution(
     log_prob=categorical_log_prob,
     entropy=categorical_entropy,
     say=jax.nn.softmax,
-    head_of=jnp.log,
+    head_of=lambda consensus: jnp.log(jnp.maximum(consensus, 0.0)),
     divergence=categorical_kl,
     kl=lambda one, other: categorical_kl(jax.nn.softmax(one), other),
 )
