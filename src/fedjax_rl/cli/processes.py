@@ -72,8 +72,6 @@ def start(command: str, options: Any, config: Any, directory: Path | None) -> No
     physics = engine(config.env, getattr(options, "backend", None) or config.backend)  # before a device is touched
     agreement.same({"physics": physics})
     placement.same_devices()
-    if not placement.is_first():
-        rundir.only_read()
 
 
 @contextmanager

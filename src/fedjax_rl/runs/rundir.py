@@ -16,7 +16,7 @@ from typing import Any
 
 from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.config.sources import SEAL, load, loads, to_sealed_toml, to_toml
-from fedjax_rl.host import exits, output
+from fedjax_rl.host import exits, lifeline, output
 from fedjax_rl.host.files import explain, read_text, write_text
 from fedjax_rl.runs import digest, provenance, records
 from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS
@@ -28,18 +28,12 @@ __all__ = ["EVAL", "METRICS", "PARTICIPANTS"]  # also from here
 KEEP = 3  # newest steps kept, beside the best one and those of keep_every
 REMEDY = f"put it back into {CONFIG}, or train anew with another --out"
 _BY_MUJOCO = ("half_cheetah/", "ant/")  # what earlier versions stepped with it
-_is_reader = False
-
-
-def only_read() -> None:
-    """From now on this process writes nothing: another one of the same run does."""
-    global _is_reader
-    _is_reader = True
 
 
 def is_reader() -> bool:
     """Does another process of this run write, and speak?"""
-    return _is_reader
+    joined = lifeline.joined()
+    return joined is not None and joined.number > 0
 
 
 def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +41,7 @@ def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        if not _is_reader:
+        if not is_reader():
             fn(*args, **kwargs)
 
     return call
@@ -202,7 +196,7 @@ def _unsealed(path: Path) -> Config | None:
 @contextmanager
 def writer(path: Path):
     """Hold the directory for one writer at a time."""
-    if _is_reader:
+    if is_reader():
         yield
         return
     with open(path / ".lock", "w") as file:
