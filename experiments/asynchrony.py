@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import TUNING_SEEDS, Members, Scale, finish, main, over_seeds, pyplot, run, slug
+from experiments.common import BANDS, TUNING_SEEDS, Members, Scale, finish, main, over_seeds, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.reports.finished import AXES, FinishedRun, positions, spent
@@ -316,7 +316,7 @@ def draw(out: Path, part: Part, path: Path, note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=7)
     axes[0][0].set_ylabel("return of an episode, clients at work")
-    finish(figure, path, note, "")
+    finish(figure, path, note, BANDS)
 
 
 def rate_of(some: Members) -> str:

@@ -104,7 +104,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path, note: str) -> None:
         ax.set_xticks(range(len(attacks)), attacks, rotation=35, ha="right", fontsize=8)
         ax.set_yticks(range(len(rules)), rules, fontsize=8)
         ax.set_title(f"{title}, after one step", fontsize=9)
-    finish(figure, path, note, "mean over seeds; ")
+    finish(figure, path, note, "means over seeds")
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = PARTS) -> None:

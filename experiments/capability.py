@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import Members, Scale, finish, footer, main, measured, pyplot, run, slug
+from experiments.common import BANDS, Members, Scale, finish, footer, main, measured, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.host.numerics import pinned, root_key
@@ -175,7 +175,7 @@ def draw(out: Path, part: str, arms: Mapping[str, Members], note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("return of an episode")
     axes[0][-1].legend(frameon=False, fontsize=8)
-    finish(figure, out / f"{part}.png", note, "")
+    finish(figure, out / f"{part}.png", note, BANDS)
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = tuple(PARTS)) -> None:

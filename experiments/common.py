@@ -29,6 +29,7 @@ HORIZON = {"half_cheetah": 200, "ant": 100, "navigation": 100, "gymnax/CartPole-
 # Panels of figures: metric, title. A round's own clients after one step: only of methods that sample there.
 SELECTED = ("train/return/adapt_1", "selected clients after one step")
 EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")
+BANDS = "bands (three seeds or more) and bars: 95 % t-interval over seeds"
 LEAN = {"adapt_steps": 1, "eval_every": 0}  # all that a study's curves and table need of evaluations
 Members = dict[str, config.Config]
 
@@ -199,11 +200,10 @@ def pyplot() -> Any:
     return plt
 
 
-def finish(figure: Any, path: Path, note: str, marks: str = "thin: each seed; ") -> None:
-    """Write the figure with the line that says what it is worth."""
+def finish(figure: Any, path: Path, note: str, marks: str = f"thin: each seed; {BANDS}") -> None:
+    """Write the figure with the line that says what it is worth, and what its marks are."""
     width, height = figure.get_size_inches()
-    note += f"; {marks}bands (three seeds or more) and bars: 95 % t-interval over seeds"
-    text = textwrap.fill(note, int(19 * width))
+    text = textwrap.fill(f"{note}; {marks}", int(19 * width))
     figure.text(0.01, 0.005, text, fontsize=6, color="#555555", va="bottom")
     figure.tight_layout(rect=(0, 0.12 * (text.count("\n") + 1) / height, 1, 1))
     figure.savefig(path, dpi=130)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import Members, Scale, finals, finish, footer, main, over_seeds, pyplot, run, slug
+from experiments.common import BANDS, Members, Scale, finals, finish, footer, main, over_seeds, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.runs import privacy
@@ -102,7 +102,7 @@ def draw(scores: dict[str, Any], path: Path, note: str) -> None:
     axes[0][-1].legend(
         frameon=False, fontsize=7, title="clients", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1)
     )
-    finish(figure, path, note, "")
+    finish(figure, path, note, BANDS)
 
 
 if __name__ == "__main__":

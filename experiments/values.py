@@ -24,7 +24,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import Members, Scale, curve, finish, footer, main, measured, over_seeds, pyplot, run, slug
+from experiments.common import (
+    BANDS,
+    Members,
+    Scale,
+    curve,
+    finish,
+    footer,
+    main,
+    measured,
+    over_seeds,
+    pyplot,
+    run,
+    slug,
+)
 from fedjax_rl import config, statistics
 from fedjax_rl.federation import simulate
 from fedjax_rl.host.numerics import pinned
@@ -125,7 +138,7 @@ def draw(found: Mapping[str, Returns], path: Path, note: str) -> None:
         ax.set_xticks(range(len(found)), list(found))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("return of a greedy episode")
-    finish(figure, path, note, "points: seeds; ")
+    finish(figure, path, note, f"points: seeds; {BANDS}")
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = tuple(ARMS)) -> None:
