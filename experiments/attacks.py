@@ -4,7 +4,8 @@
 
 sgd, adam: nine rules against seven attacks on navigation, with a server of SGD or of Adam; a quarter of the clients is
 malicious. half_cheetah: three rules against two attacks on the preset laptop. The tables are returns of honest clients
-after one step, of new clients before and after it, and how far the aggregate is from the mean of the honest messages.
+after one step, of new clients before and after it, what an attack costs these before and after it, and how far the
+aggregate is from the mean of the honest messages.
 """
 
 import json
@@ -87,6 +88,22 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]], column: 
     return [*lines, ""]
 
 
+def costs(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> list[str]:
+    """What each attack takes from new clients, before and after a step: does the step absorb it, or amplify it?
+
+    A cost is the return without liars less that with them, by the same seed; then the mean over all rules but `mean`.
+    """
+    cost = lambda row, attack, column: np.subtract(row["none"][column], row[attack][column])  # [seeds]
+    rules = [row for rule, row in found.items() if rule != "mean"]
+    lines = ["| | before | after one step | of which the step adds |", "|---" * 4 + "|"]
+    for attack in next(iter(found.values())):
+        if attack != "none":
+            before, after = (np.mean([cost(row, attack, c) for row in rules], axis=0) for c in ("before", "new"))
+            texts = [over_seeds(values.tolist()) for values in (before, after, after - before)]
+            lines.append(f"| {attack} | " + " | ".join(texts) + " |")
+    return [*lines, ""]
+
+
 def draw(found: Mapping[str, Mapping[str, Any]], path: Path, note: str) -> None:
     """Rules by attacks: the returns after one step of honest clients, and of new ones."""
     figure, axes = pyplot().subplots(1, 2, figsize=(12, 4.4))
@@ -119,6 +136,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
         text = [f"# attacks: {part}", "", note, "", "Honest clients, after one step:", "", *table(found, "honest")]
         text += ["New clients, before adaptation:", "", *table(found, "before")]
         text += ["New clients, after one step:", "", *table(found, "new")]
+        text += ["What an attack costs new clients, mean over the rules but `mean`:", "", *costs(found)]
         text += ["The aggregate's distance from the mean of the honest messages:", "", *table(found, "distance", ".2g")]
         (out / f"{part}.md").write_text("\n".join(text))
         (out / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -39,6 +39,18 @@ def test_lines_of_the_table_are_read_where_the_published_curve_was():
     assert "| nobody lies | ten, mean | 900 | - | - | 924 | 405.0 ± 63.5 |" in rows
 
 
+def test_what_a_step_makes_of_an_attack_is_a_difference_of_costs():
+    """Two seeds: 10 and 12 lost before the step and 1 and 2 after it under one rule, nothing under the other."""
+    of = lambda before, new: {"before": before, "new": new}
+    honest = of([-10.0, -12.0], [-5.0, -6.0])
+    found = {
+        "mean": {"none": honest, "a lie": of([-90.0, -90.0], [-90.0, -90.0])},  # is left out
+        "median": {"none": honest, "a lie": of([-20.0, -24.0], [-6.0, -8.0])},
+        "geomed": {"none": honest, "a lie": honest},
+    }
+    assert attacks.costs(found)[2] == "| a lie | 5.5 ± 6.4 | 0.8 ± 3.2 | -4.8 ± 3.2 |"  # 12.706 x .5, .25
+
+
 @nightly
 def test_rules_are_set_against_attacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attacks, "RULES", ("mean", "geomed"))
