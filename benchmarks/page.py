@@ -33,7 +33,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "P3": (
-        "A round and its parts (P3, P8), seconds",
+        "A round and its parts (P3), seconds",
         {
             "environment": "env",
             "engine": "backend",
@@ -45,7 +45,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "local": "seconds.local",
             "server": "seconds.server",
             "physics alone": "seconds.physics",
-            "P8": "p8",
+            "round / (physics + gradients)": "p8",
             "physics alone / sampling": "sampling_against_physics",
             "native's round over it": "round_over_native",
             "native's rollouts over them": "rollouts_over_native",

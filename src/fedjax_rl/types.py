@@ -183,7 +183,8 @@ class Aggregate(NamedTuple):
 
     Attributes:
       message: the messages of the clients that were heard, combined into one; there is no client axis.
-      participation: (), the number of these clients divided by N.
+      participation: (), the number of these clients divided by N; as if all had been heard, where `Aggregator.at_least`
+        is 0.
       staleness: (), the mean over these clients of the updates that the server made while they worked; 0 where all wait
         for each other.
     """
@@ -202,8 +203,8 @@ class Algorithm(NamedTuple):
       init: key -> server.
       init_client: (shared, key, the client's number) -> what a client keeps between its rounds; () when nothing.
       client_update: (shared, client, task, key) -> (upload, client, metrics), a client's work in a round. Metrics are
-        () each. The engine takes their mean over the clients whose work is finite, heard or silent. A name that begins
-        with "health/" is a count: the engine takes its sum over all selected clients.
+        () each. The engine takes their mean over the honest clients that took part with finite work, heard or silent. A
+        name that begins with "health/" is a count: the engine takes its sum over all selected clients.
       server_update: (server, aggregate, key) -> server.
       personal_params: (shared, client) -> the parameters that the client acts with.
       adapt: (shared, client, parameters, batch) -> parameters after one step of adaptation. Evaluation takes it.
@@ -232,7 +233,7 @@ class Aggregator(NamedTuple):
         heard; its message is all zeros.
       at_least: how many clients must be heard for a message to exist at all; where fewer are, the server does not
         move. 0: it exists also when nobody was heard, so that a server that sees only it cannot tell.
-      show: state -> what a round's metrics show of it, () each.
+      show: state -> what a round's metrics show of it, () each; of several exchanges, after the first.
     """
 
     init: Callable[[Message], Tree]

@@ -47,7 +47,8 @@ class Run:
     def history(self) -> dict[str, np.ndarray]:
         """Numbers by round: {"round": [R], "env_steps": [R], "train/return/adapt_1": [R], ...}.
 
-        R: rounds done so far. "time" is in seconds since the run began. NaN: there is no such number in a round.
+        R: rounds done so far. "time" is in seconds of training, without the pauses before a `resume`. NaN: there is no
+        such number in a round.
         """
         rows = records.sound(self.path / rundir.METRICS)
         names = dict.fromkeys(name for row in rows for name in row)
@@ -215,7 +216,7 @@ class Runs(tuple[Run, ...]):
     """The runs of a sweep: a tuple of `Run`."""
 
     def report(self) -> list[dict[str, Any]]:
-        """Summarise the runs, as `fedjax-rl report --format json` does.
+        """Summarise the runs, as `fedjax-rl report --json` does.
 
         Returns:
           A row for each group of runs that differ in their seeds alone, and for each kind of clients. Keys: "group",

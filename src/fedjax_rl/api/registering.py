@@ -87,7 +87,8 @@ def register_aggregator(factory: Factory, name: str | None = None) -> Factory:
     """Give an aggregator a name in this process, for the option `aggregator`. Also a decorator.
 
     Args:
-      factory: () -> Aggregator.
+      factory: (*, ...) -> Aggregator. Of the options byzantine, clip_radius, filter_sigma and episodes it takes what it
+        wants.
       name: the function's own by default.
 
     Returns:

@@ -32,8 +32,8 @@ def train(
 
     Args:
       algorithm: a name of `fedjax-rl list`, a registered one, or module:name.
-      env: likewise; half_cheetah/direction by default.
-      preset: where options that are not given have their values: "laptop", "efficient", "paper" or "tiny".
+      env: likewise; by default the preset's or the algorithm's, which is half_cheetah/direction for most.
+      preset: where options that are not given have their values: "laptop", "tiny", or another of `fedjax-rl list`.
       out: the run's directory; by default a new one in runs/.
       seed: of every random draw.
       loggers: `TensorBoard`, `WandB` or your own; see `Logger`. A class is called for each run.

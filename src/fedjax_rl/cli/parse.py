@@ -48,7 +48,7 @@ class TrainOptions(MachineOptions):
     """What to do with the configuration."""
 
     log: tuple[str, ...] = ()  # also track the run: tensorboard, wandb or both
-    preset: str = presets.DEFAULT  # lowest layer of values: laptop, efficient, paper or tiny
+    preset: str = presets.DEFAULT  # lowest layer of values, see `fedjax-rl list`
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
     out: Path | None = None  # run directory (default: runs/<env>-<algorithm>-seed<k>-<time>)
     print_config: bool = False  # print the configuration as TOML and stop
@@ -61,10 +61,11 @@ class SweepOptions(MachineOptions):
     """Seeds and a grid of values; what differs in seeds and floats alone runs side by side in one program."""
 
     seeds: str = "0:3"  # a range like 0:5 or a list like 0,3,7
-    grid: tuple[str, ...] = ()  # KEY=VALUE,VALUE ... any options but seed and hidden, every combination is run
+    # KEY=VALUE,VALUE ... any options of one value that decide the result, but seed and env; every combination is run
+    grid: tuple[str, ...] = ()
     log: tuple[str, ...] = ()  # also track the runs with tensorboard, wandb or both
     halvings: int = 0  # successive halving: so many times, only the better half of the grid's points goes on
-    preset: str = presets.DEFAULT  # lowest layer of values: laptop, efficient, paper or tiny
+    preset: str = presets.DEFAULT  # lowest layer of values, see `fedjax-rl list`
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
     out: Path | None = None  # directory of the runs (default: runs/sweep-<env>-<algorithm>-<time>)
     json: bool = False  # print the report as JSON instead of a table

@@ -37,7 +37,7 @@ PLAIN = Wires()
 
 
 class Absorbed(NamedTuple):
-    """What an exchange left behind.
+    """What an exchange left behind; of several, see `Exchange.again`.
 
     Attributes:
       server: the server.
@@ -175,7 +175,10 @@ class Exchange(NamedTuple):
     def again(
         self, done: Absorbed, tasks: Tree, client_keys: Key, keys: Keys, malicious: Array | None = None
     ) -> Absorbed:
-        """The algorithm's exchanges after the first, by those who were heard in it; none where it had no aggregate."""
+        """The algorithm's exchanges after the first, by those who were heard in it; none where it had no aggregate.
+
+        `heard`, `enough` and `shown` stay those of the first; `finite` is of all.
+        """
         if self.algorithm.exchanges is None:
             return done
         count, update = self.algorithm.exchanges

@@ -66,8 +66,8 @@ def secure_mean(numbers: FixedPoint, *, at_least: int) -> Aggregator:
     """The weighted mean of messages of which the server sees only sums: sum_i w_i m_i / sum_i w_i, in fixed point.
 
     A client multiplies its message by its weight, clips each number to the range, rounds it, and sends its weight as
-    one number more. A weight above 1 counts as 1. The metric "health/secagg_clipped" counts the messages of the last
-    exchange that the range cut off.
+    one number more. A weight above 1 counts as 1. The metric "health/secagg_clipped" counts the messages that the range
+    cut off: those of a round's first exchange where it has several, and the last count where no sum was opened.
 
     Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017.
 
