@@ -112,8 +112,11 @@ def test_no_flipped_bit_of_a_digest_is_silent(saved):
         with pytest.raises(ValueError, match=r"2\.digest\.json"):
             digest.read(saved, 2)
     assert checkpoint.best_step(saved) is None
+    with pytest.raises(checkpoint.NoCheckpoint, match="was evaluated, so none is the best"):
+        checkpoint.asked_step(saved, None, best=True)
     path.write_bytes(whole)
-    assert checkpoint.best_step(saved) == 2
+    assert checkpoint.best_step(saved) == checkpoint.asked_step(saved, None, best=True) == 2
+    assert (checkpoint.asked_step(saved, 7, best=False), checkpoint.asked_step(saved, None, best=False)) == (7, None)
 
 
 def test_a_part_is_read_without_the_rest(saved):

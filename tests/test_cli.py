@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from fedjax_rl import cli
+from fedjax_rl.cli.parse import parse_train
+from fedjax_rl.config import CONFIGS, ConfigError
 from fedjax_rl.config.algorithms import FmrlConfig
 
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 2 --quiet".split()
@@ -80,6 +82,18 @@ def test_light_answers_import_neither_jax_nor_mujoco(line):
     done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=True)
     want = "2" if line in ("train --roundz 3", "eval x", "train x", "report x", "render x") else "0"
     assert done.stdout.splitlines()[-1] == f"{want} False False"
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_every_switch_of_the_help_can_be_typed(algorithm):
+    """What is off by default is turned on by its name, what is on is turned off by no-NAME."""
+    switches = [item for item in fields(CONFIGS[algorithm]) if isinstance(item.default, bool)]
+    for item in switches:
+        option = ("--no-" if item.default else "--") + item.name.replace("_", "-")
+        try:
+            assert getattr(parse_train([algorithm, option])[0], item.name) is not item.default
+        except ConfigError as error:  # by itself it may not fit; but then it was understood
+            assert "unknown option" not in str(error)
 
 
 def test_print_config_reproduces_itself(capsys, tmp_path):

@@ -123,6 +123,17 @@ def test_what_is_legal_but_should_be_known_is_said():
     assert not trust.notices(config.build("fmrl", {}))
 
 
+def test_what_a_cohort_of_fixed_size_costs_is_said():
+    """Whatever the selection of that kind; not of poisson and cyclic, whose claim is what is proven."""
+    kinds = {"kinds": "100x8:tanh, 100x4:tanh", "critic": "none", "reduction": "mean"}
+    asked = {"by_kind": ("fedstrategy", kinds)}
+    for name in ("uniform", "stratified", "by_kind", "poisson", "cyclic"):
+        algorithm, values = asked.get(name, ("fmrl", {}))
+        said = privacy.remarks(config.build(algorithm, {"selection": name, "server": "sgd", **DP, **values}))
+        fixed = name not in ("poisson", "cyclic")
+        assert sum(f"selection = {name!r}: the proven epsilon is" in line for line in said) == fixed
+
+
 PRIVATE = replace(
     SMALL, num_clients=6, clients_per_round=2, selection="cyclic", dp_clip=0.05, dp_epsilon=4.0, dp_delta=0.01,
     dp_noise_kind="banded", server="sgd", eval_every=3, rounds=6, downlink_bits=8, max_change_norm=0.0,

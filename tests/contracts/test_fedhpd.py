@@ -7,6 +7,7 @@ import pytest
 
 from contracts.quadratic import LOCAL_LR, PUBLIC_STATES, federation, make
 from fedjax_rl import config
+from fedjax_rl.algorithms.parts import keep_on_client
 from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import make_env
 from fedjax_rl.federation import secure
@@ -180,3 +181,8 @@ def test_public_states_are_read_or_refused_in_one_line(tmp_path):
             public_states.of(make_config(public_states=str(tmp_path / name)), spec)
     with pytest.raises(ConfigError, match="none given; `fedjax-rl public-states --env navigation` makes a file"):
         public_states.of(make_config(), spec)
+
+
+def test_a_part_that_is_kept_is_refused_where_later_exchanges_would_not_have_it():
+    with pytest.raises(ValueError, match="keep_on_client: exchanges after the first do not know"):
+        keep_on_client(make("fedhpd"), ("value",))

@@ -163,7 +163,12 @@ def keep_on_client(algorithm: Algorithm, names: tuple[str, ...]) -> Algorithm:
 
     Returns:
       The other algorithm.
+
+    Raises:
+      ValueError: the algorithm has more than one exchange in a round.
     """
+    if algorithm.exchanges is not None:
+        raise ValueError("keep_on_client: exchanges after the first do not know of what is kept; take another critic")
 
     def drop(tree: Tree) -> Tree:
         return trees.where_path(lambda parts: not parts & set(names), tree)

@@ -80,10 +80,10 @@ class Run:
           A `State`; the model is its `server.shared`.
 
         Raises:
-          NoCheckpoint: there is none.
+          NoCheckpoint: there is none, or none was evaluated and the best one is asked for.
         """
         directory = self.path / rundir.CHECKPOINTS
-        step = checkpoint.best_step(directory) if best else step
+        step = checkpoint.asked_step(directory, step, best)
         return checkpoint.restore(directory, assemble.abstract_state(self._made), _say, step).state
 
     @pinned()

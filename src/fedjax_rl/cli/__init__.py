@@ -25,7 +25,7 @@ commands:
   public-states       states on which the clients of `train fedhpd` distil
   bench WHAT          speed and memory of this machine, beside its limits and other tools
   doctor              versions, devices and a check of the physics
-  list                algorithms, environments, presets and server optimizers
+  list                every name: algorithms, environments, policies, aggregators, attacks, presets, ...
 
 fedjax-rl COMMAND --help shows every option with its default.
 exit codes: 0 done, 1 cannot read or write, 2 usage or configuration, 3 diverged, 4 no usable checkpoint,

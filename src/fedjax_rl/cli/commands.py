@@ -12,7 +12,7 @@ from fedjax_rl.cli.options import EvalOptions, RenderOptions, ResumeOptions
 from fedjax_rl.cli.parse import PublicStatesOptions
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.host import output, signals
-from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite, NoCheckpoint
+from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite
 from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.finished import spent
@@ -122,9 +122,7 @@ def sweep(
 def _restored(run: Assembled, options: EvalOptions | RenderOptions) -> checkpoint.Restored:
     """The checkpoint that the options ask for."""
     directory = options.run / rundir.CHECKPOINTS
-    step = checkpoint.best_step(directory) if options.best else options.step
-    if options.best and step is None:
-        raise NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best", options.run)
+    step = checkpoint.asked_step(directory, options.step, options.best)
     like = abstract_state(run)  # what only training needs is not read
     like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=(), clock=(), snapshots=())
     return checkpoint.restore(directory, like, _warn, step, part=True)

@@ -133,8 +133,9 @@ def parse(cls: Any, argv: Sequence[str], prog: str, known: Sequence[str], **kwar
 
 
 def options(cls: type) -> list[str]:
-    """The option names of a dataclass, as they are typed."""
-    return [item.name.replace("_", "-") for item in fields(cls) if "Positional" not in str(item.type)]
+    """The option names of a dataclass, as they are typed: what is on by default is turned off by no-NAME."""
+    named = [item for item in fields(cls) if "Positional" not in str(item.type)]
+    return [("no-" * (item.default is True) + item.name).replace("_", "-") for item in named]
 
 
 def parse_train(argv: Sequence[str], command: str = "train", what: Any = TrainOptions) -> tuple[Config, Any]:

@@ -32,7 +32,7 @@ class AFedPgConfig(NigtConfig):
     buffer: int = number(1, 0, BIG)  # asynchronous: arrivals for an update of the server (0: clients_per_round)
     momentum_power: float = number(0.0, 0, 10)  # p of the momentum max(momentum, (k + 1)^-p) (0: it stays)
     length_power: float = number(0.0, 0, 10)  # q of the step length step_length (k + 1)^-q
-    lookahead: bool = plain(True)  # sample ahead of the model, by as much as a late gradient will count for less
+    lookahead: bool = plain(True)  # sample ahead, as far as a late gradient counts for less (no-lookahead: at it)
     meta: str = name("none", "none", "first", "second")  # order of a meta-gradient in place of the gradient
 
     @property

@@ -33,7 +33,9 @@ SILENT = {
     "fedstrategy": ("sharing", ("none", "fixed")),
     "dqn_avg": ("aggregate", ("none",)),
 }
-BY_COUNT = ("median", "trimmed", "krum", "multi_krum", "bulyan", "meamed", "nnm+trimmed", "nnm+median", "fedpg_br")
+# Rules to which all clients that were heard are alike: they do not look at weights.
+BY_COUNT: tuple[str, ...] = ("median", "trimmed", "krum", "multi_krum", "bulyan", "meamed", "fedpg_br")
+BY_COUNT += tuple(rule for rule in NEEDS if rule.startswith("nnm+"))
 
 
 def is_private(config: Any) -> bool:

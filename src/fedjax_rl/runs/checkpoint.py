@@ -27,6 +27,7 @@ from fedjax_rl.runs.rundir import CHECKPOINTS, KEEP, PROBE
 __all__ = [
     "CannotSave",
     "NoCheckpoint",
+    "asked_step",
     "best_step",
     "probe",
     "restore",
@@ -152,6 +153,13 @@ def restore(
         say(line)
     which = f" for step {step}" if step is not None else ""
     raise NoCheckpoint(f"no usable checkpoint in {directory}{which}", directory.parent)
+
+
+def asked_step(directory: Path, step: int | None, best: bool) -> int | None:
+    """The step that somebody wants: that one, the best one, or None for the newest good one."""
+    if best and (step := best_step(directory)) is None:
+        raise NoCheckpoint(f"no checkpoint in {directory} was evaluated, so none is the best", directory.parent)
+    return step
 
 
 def best_step(directory: Path) -> int | None:

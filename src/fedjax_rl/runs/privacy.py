@@ -110,7 +110,7 @@ def remarks(config: Any) -> list[str]:
     lines = trust.notices(config)
     if not trust.is_private(config):
         return lines
-    if trust.is_central(config) and config.selection in ("uniform", "stratified"):
+    if trust.is_central(config) and config.selection in ("uniform", "stratified", "by_kind"):
         drawn = releases_of(config)._replace(selection="poisson")
         proven, other = (_epsilon(config.dp_noise, of, config.rounds) for of in (releases_of(config), drawn))
         lines.append(
