@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from contracts.quadratic import PROBLEM, STEPS, federation, make, sample_tasks
+from contracts.quadratic import PROBLEM, STEPS, VALUES, federation, make, sample_tasks
 from fedjax_rl.config import CONFIGS
 from fedjax_rl.federation import aggregators, attacks, compress, robust, secure, simulate
 from fedjax_rl.federation.asynchronous import make_async_simulation
@@ -31,6 +31,9 @@ def noisy(params, task, key):
 
 
 NOISY = PROBLEM._replace(sample=noisy)
+NOISY_VALUES = VALUES._replace(
+    act=lambda params, at, epsilon, task, key: VALUES.act(params, at, epsilon, noisy(params, task, key)[0], key)
+)
 
 
 def asynchronous(algorithm, schedule, pace=EQUAL, **options):
@@ -63,7 +66,11 @@ def assert_same(x, y, rtol=1e-12):
 )
 def test_who_wait_for_all_of_equal_speed_are_the_synchronous_federation(name):
     """K = C = N and `update`: identity 1 of every algorithm, its clients' states and its metrics too."""
-    algorithm = make(name, problem=NOISY, **({} if name == "independent" else {"server_opt": optax.adam(0.1)}))
+    algorithm = make(
+        name,
+        problem=NOISY_VALUES if CONFIGS[name].learns_values else NOISY,
+        **({} if name == "independent" else {"server_opt": optax.adam(0.1)}),
+    )
     downlink = lambda shared, key: jax.tree.map(lambda x: x + 0.01 * jax.random.normal(key, x.shape, x.dtype), shared)
     attack = Attack(0.3, attacks.forge("noise", 2.0, aggregators.mean())) if name == "scaffold" else None
     clipped = {"wires": Wires(optax.clip_by_global_norm(0.1), downlink=downlink), "attack": attack, "dropout": 0.3}

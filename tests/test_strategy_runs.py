@@ -57,7 +57,7 @@ def test_members_of_one_program_are_what_solo_runs_are(tmp_path):
             [row["train/return/adapt_0"] for row in records.sound(tmp_path / name / rundir.METRICS)]
             for name in (str(i), f"solo{i}")
         )
-        np.testing.assert_allclose(swept, solo, rtol=1e-4)
+        np.testing.assert_allclose(swept, solo, rtol=1e-3)  # two programs, whose steps amplify rounding
 
 
 @pytest.mark.nightly
