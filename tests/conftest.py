@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -13,17 +15,23 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signa
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _default)
 
-# Most of a test's time was XLA's compiler at work on programs that run for a moment. This one takes a quarter of it.
-# Numbers differ in the last digits; bits have a process of their own (test_bits.py), and nightly tests XLA as it is.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Most of a test's time was XLA's compiler at work on programs that run for a moment. With these flags it takes a quarter.
+# Numbers differ in the last digits; bits have a process of their own (test_bits.py), and nightly tests XLA as it is. An
+# XLA that does not know a flag ends the process, so the first of these is taken that does not.
+QUICK = ("--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0")
 # few long tests each: begun last, they would be waited for by a worker that has nothing left
 _LONG = ("test_faults.py", "test_placement.py", "test_processes.py", "test_bits.py")
 
 
 def pytest_configure(config):
     """Before JAX looks at its environment, which processes that tests start have too."""
-    if config.getoption("markexpr") != "nightly":
-        os.environ.setdefault("XLA_FLAGS", QUICK)
+    if config.getoption("markexpr") != "nightly" and "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = next((flags for flags in QUICK if _is_known(flags)), "")
+
+
+def _is_known(flags):
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True).returncode == 0
 
 
 def pytest_collection_modifyitems(items):
