@@ -15,9 +15,9 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signa
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _default)
 
-# Most of a test's time was XLA's compiler at work on programs that run for a moment. With these flags it takes a quarter.
-# Numbers differ in the last digits; bits have a process of their own (test_bits.py), and nightly tests XLA as it is. An
-# XLA that does not know a flag ends the process, so the first of these is taken that does not.
+# Most of a test's time was XLA's compiler at work on programs that run for a moment. These flags make it four times as
+# quick. Numbers differ in the last digits; bits have a process of their own (test_bits.py), and nightly tests XLA as it
+# is. An XLA that does not know a flag ends the process, so the first of these is taken that does not.
 QUICK = ("--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0")
 # few long tests each: begun last, they would be waited for by a worker that has nothing left
 _LONG = ("test_faults.py", "test_placement.py", "test_processes.py", "test_bits.py")
