@@ -92,7 +92,8 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
             missing = sum(value != value for value in sent)
             cell = f"never in {missing} of {len(sent)}" if missing else f"{np.mean(sent):.3g}"
             text.append(f"| {label} | {up / heard:,.1f} | {over_seeds(after)} | {cell} |")
-            scores[label] = {"message": up / heard, "after": after, "sent": sent}
+            known = [value if value == value else None for value in sent]  # JSON has no NaN
+            scores[label] = {"message": up / heard, "after": after, "sent": known}
         (out / f"{part}.md").write_text("\n".join([*text, ""]))
         (out / f"{part}.json").write_text(json.dumps(scores, indent=1) + "\n")
         draw(out, every, out / f"{part}.png", note)
