@@ -337,12 +337,13 @@ def main(
     experiment: Callable[..., None],
     *,
     methods: tuple[str, ...] = (),
+    default_methods: tuple[str, ...] = (),
     envs: tuple[str, ...] = ENVS,
     default_envs: tuple[str, ...] = (),
 ) -> None:
     """The command line of an experiment: (scale, out, environments), and the methods where it compares some.
 
-    default_envs: the environments that are taken when none is named; () for all.
+    default_envs, default_methods: what is taken when none is named; () for all.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="laptop")
@@ -351,7 +352,8 @@ def main(
     )
     parser.add_argument("--envs", nargs="+", choices=envs, default=default_envs or envs, help="only these environments")
     if methods:
-        parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="only these methods")
+        default = default_methods or methods
+        parser.add_argument("--methods", nargs="+", choices=methods, default=default, help="only these methods")
     parser.add_argument(
         "--reuse",
         nargs="+",

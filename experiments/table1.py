@@ -4,11 +4,13 @@
 
 Below the paper's scale every method first chooses its server rate from the same grid, over all rounds on two seeds that
 are not reported, and all methods take the same number of environment steps. At the paper's scale rates and cohorts are
-the published ones. Writes table1.md and table1.json into the directory of the runs.
+the published ones, and `--methods` knows two variants of FMRL more: fmrl-clip, whose changes are clipped, and
+fmrl-exact, with the exact gradient. Writes table1.md and table1.json into the directory of the runs.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from experiments.common import (
     METHODS,
@@ -23,9 +25,12 @@ from experiments.common import (
     run,
     tuned_rate,
 )
+from fedjax_rl.config import ConfigError
 from fedjax_rl.statistics import mean_ci95
 
 RATES = (0.0005, 0.0015, 0.005)
+# What the paper did not run. Below its scale FMRL has the clip and the exact gradient in any case.
+VARIANTS: dict[str, dict[str, Any]] = {"fmrl-clip": {"max_change_norm": 0.002}, "fmrl-exact": {"order": "second"}}
 # Liu, Xu, Wu, Jiang 2024, Table 1: mean and 95 % interval over five seeds, before adaptation and after 1, 2, 3 steps.
 PUBLISHED = {
     "half_cheetah/direction": {
@@ -63,12 +68,15 @@ def chosen(scale: Scale, env: str, method: str, out: Path) -> dict[str, float]:
     """What a method's rates are: the published ones at the paper's scale, else the best of the grid."""
     if scale.name == "paper":
         return {"local_lr": 0.01} if method == "ditto" else {}
+    if method in VARIANTS:
+        raise ConfigError(f"{method} is for --scale paper; at the {scale.name} scale fmrl is it already")
     return {"server_lr": tuned_rate(scale, out, env, method, method, RATES)}
 
 
 def cell(scale: Scale, env: str, method: str, rates: dict[str, float]) -> Members:
     """A method's runs in an environment, one for each seed."""
-    return over(scale, env, method, method, **rates)
+    algorithm = "fmrl" if method in VARIANTS else method
+    return over(scale, env, method, algorithm, **rates, **VARIANTS.get(method, {}))
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = METHODS) -> None:
@@ -108,13 +116,17 @@ def table(env: str, by_method: dict[str, list[list[float]]], members: Members) -
         c = next(c for name, c in members.items() if name.startswith(f"{env}/{method}/"))
         cells = [over_seeds([row[j] for row in seeds]) for j in range(steps)]
         lines.append(f"| {method} | {c.server_lr:g} | {env_steps(c):,} | " + " | ".join(cells) + " |")
-        published = [f"{m} ± {h}" for m, h in PUBLISHED[env][method][:steps]]
-        lines.append("| _published_ | | | " + " | ".join(published) + " |")
+        if method not in VARIANTS:
+            published = [f"{m} ± {h}" for m, h in PUBLISHED[env][method][:steps]]
+            lines.append("| _published_ | | | " + " | ".join(published) + " |")
     return lines
 
 
 def orderings(env: str, by_method: dict[str, list[list[float]]]) -> list[str]:
-    """The paper's claim that FMRL leads after one step, against each other method: held, not held, or undecided."""
+    """The paper's claim that FMRL leads after one step, against each other method: held, not held, or undecided.
+
+    Variants of FMRL, of which the paper claims nothing, have their difference alone.
+    """
     if "fmrl" not in by_method:
         return []
     ours = [row[1] for row in by_method["fmrl"]]
@@ -124,9 +136,9 @@ def orderings(env: str, by_method: dict[str, list[list[float]]]) -> list[str]:
             continue
         low, difference, high = paired(ours, [row[1] for row in seeds])
         verdict = "held" if low > 0 else "not held (reversed)" if high < 0 else "undecided"
-        lines.append(
-            f"- FMRL above {method} after one step: {verdict}; difference {difference:.1f} [{low:.1f}, {high:.1f}]"
-        )
+        said = "against" if method in VARIANTS else "above"
+        claim = f"FMRL {said} {method} after one step: " + (f"{verdict}; " if said == "above" else "")
+        lines.append(f"- {claim}difference {difference:.1f} [{low:.1f}, {high:.1f}]")
     return lines
 
 
@@ -137,4 +149,4 @@ def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]
 
 
 if __name__ == "__main__":
-    main(__doc__, "table1", experiment, methods=METHODS)
+    main(__doc__, "table1", experiment, methods=(*METHODS, *VARIANTS), default_methods=METHODS)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,6 +16,7 @@ import scipy.stats
 from experiments import (
     agreement,
     ant,
+    ant_velocity,
     asynchrony,
     common,
     curvature,
@@ -35,6 +37,7 @@ from experiments import (
     table1,
 )
 from fedjax_rl.config import CONFIGS, ConfigError
+from fedjax_rl.envs import make_env
 from fedjax_rl.reports.finished import FinishedRun
 from fedjax_rl.runs import records, rundir
 
@@ -209,6 +212,69 @@ def test_the_paper_scale_is_the_published_one():
     assert common.configure(scale, "ditto", ENV, **table1.chosen(scale, ENV, "ditto", None)).local_lr == 0.01
     assert common.configure(scale, "fmrl", ENV).server_lr == 0.0005
     assert common.env_steps(common.configure(scale, "fmrl", ENV)) == 160_000_000
+
+
+def test_variants_of_fmrl_differ_from_it_as_they_say_and_nothing_is_claimed_of_them(tmp_path):
+    scale = common.SCALES["paper"]
+
+    def one(method):
+        return next(iter(table1.cell(scale, ENV, method, table1.chosen(scale, ENV, method, tmp_path)).values()))
+
+    plain = one("fmrl")
+    assert one("fmrl-clip") == replace(plain, max_change_norm=0.002)
+    assert one("fmrl-exact") == replace(plain, order="second") and plain.order == "first"
+    scores = {"fmrl": [[0, 3], [0, 4]], "fedavg": [[0, 1], [0, 2]], "fmrl-clip": [[0, 5], [0, 6]]}
+    assert table1.orderings(ENV, scores) == [
+        "- FMRL above fedavg after one step: held; difference 2.0 [2.0, 2.0]",
+        "- FMRL against fmrl-clip after one step: difference -2.0 [-2.0, -2.0]",
+    ]
+    assert "published" not in "".join(
+        table1.table(ENV, {"fmrl-clip": scores["fmrl-clip"]}, {f"{ENV}/fmrl-clip/": plain})
+    )
+    with pytest.raises(ConfigError, match="fmrl-clip is for --scale paper; at the tiny scale fmrl is it already"):
+        table1.chosen(TINY, ENV, "fmrl-clip", tmp_path)
+
+
+@pytest.mark.parametrize("scale", common.SCALES)
+def test_ant_velocitys_lines_have_one_budget_and_differ(scale):
+    lines = ant_velocity.lines(common.SCALES[scale])
+    members = {name: c for some in lines.values() for name, c in some.items()}
+    assert len({replace(c, seed=0) for c in members.values()}) == len(lines) == len(ant_velocity.CHANGES)
+    [budget] = {common.env_steps(c) for c in members.values()}
+    assert budget == {"tiny": 16_000, "laptop": 4_000_000, "paper": 40_000_000}[scale]
+
+
+def test_ant_velocitys_rules_differ_from_the_published_ones_as_they_say():
+    """On C MuJoCo: a step, and a fall."""
+    own = {name: make_env(rule, backend="native") for name, rule in ant_velocity.RULES.items()}
+    env, task, action = make_env("ant/velocity", backend="native"), jnp.float32(2.5), jnp.full(8, 3.0)
+    start = env.reset(jax.random.key(0), task)
+    plain = env.step(start, action, task)
+    steps = [jax.jit(rule.step) for rule in (env, own["no_end"])]
+    both, fell = [start, start], False
+    for i in range(100):
+        hard = jax.random.choice(jax.random.key(i), jnp.array([-10.0, 10.0]), (8,))
+        both = [step(state, hard, task) for step, state in zip(steps, both, strict=True)]
+        fell |= bool(both[0].done)
+        assert not both[1].done and both[0].reward == both[1].reward
+    assert fell
+    assert np.allclose(own["paid"].step(start, action, task).reward, plain.reward + 2.0)
+    full = own["full_range"].step(start, action / 10, task)
+    assert np.allclose(full.physics.qpos, plain.physics.qpos, atol=1e-6)
+    assert own["twice_as_long"].spec.horizon == 2 * env.spec.horizon == 200
+    theirs = own["gym"].step(start, action, task).physics.qpos
+    assert 1e-5 < np.abs(theirs - plain.physics.qpos).max() < 0.1  # near, by another integrator
+
+
+def test_returns_by_speed_are_the_means_of_their_clients():
+    rows = [{"speeds": [0.5, 1.5, 2.5, 0.7], "returns": [[0, 1], [0, 2], [4, 3], [0, 5]]}]
+    assert ant_velocity.columns_of(rows) == {
+        "before": [1.0],
+        "after": [2.75],
+        "0 to 1": [3.0],
+        "1 to 2": [2.0],
+        "2 to 3": [3.0],
+    }
 
 
 def test_engines_are_compared_by_ranks():

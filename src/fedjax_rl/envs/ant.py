@@ -86,9 +86,10 @@ def ant_model() -> Model:
     return Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_ls_iterations=8)
 
 
-def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
+def make_ant(name, reward, sample_tasks, backend, observation, model=None, **more) -> Env:
+    """The ant with a reward and tasks of one's own; `model` in place of `ant_model()`."""
     body = mujoco_env.Body(
-        model=ant_model(),
+        model=ant_model() if model is None else model,
         qpos0=_QPOS0,
         nv=_NV,
         normalise=normalise,
@@ -103,17 +104,17 @@ def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along +x (task 1) or -x (task -1); directions alternate with the client's number."""
     words = tasks.say_direction
-    return _make("ant/direction", direction_reward, tasks.directions, backend, observation, describe=words)
+    return make_ant("ant/direction", direction_reward, tasks.directions, backend, observation, describe=words)
 
 
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along x at the task's speed, U[0, 3] m/s."""
     speeds = tasks.uniform(0.0, 3.0)
-    return _make("ant/velocity", velocity_reward, speeds, backend, observation, describe=tasks.say_speed)
+    return make_ant("ant/velocity", velocity_reward, speeds, backend, observation, describe=tasks.say_speed)
 
 
 def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards along x with the task's masses, friction and gears."""
     sample = robots.log_uniform(_BODIES, _NU)
     own = {"factors": robots.factors, "describe": robots.say}
-    return _make("ant/dynamics", dynamics_reward, sample, backend, observation, **own)
+    return make_ant("ant/dynamics", dynamics_reward, sample, backend, observation, **own)
