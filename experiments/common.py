@@ -268,8 +268,8 @@ def study(
 ) -> None:
     """Run what is missing; draw the learning curves and write OUT/NAME.md and OUT/NAME.json.
 
-    lines, panels: as for `curves`. The table: means over all clients before adaptation and after one step, and over the
-    worst tenth of the clients after one step; t-intervals over seeds.
+    lines, panels: as for `curves`. The table: means over all clients before adaptation and after one step, over the
+    worst tenth of the clients after one step, and over new clients where there are any; t-intervals over seeds.
     """
     cells = {env: lines(env) for env in envs}
     curves(scale, out, envs, cells.__getitem__, panels, name, by_steps=by_steps)
@@ -277,7 +277,9 @@ def study(
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
     text = [f"# {name}", "", footer(scale, everyone, out), ""]
     for env, by_label in cells.items():
-        text += [f"## {env}", "", "| | server rate | before | 1 step | worst tenth, 1 step |", "|---" * 5 + "|"]
+        has_new = any(c.new_clients for some in by_label.values() for c in some.values())
+        head = ["before", "1 step", "worst tenth, 1 step", *(["new clients, 1 step"] if has_new else [])]
+        text += [f"## {env}", "", f"| | server rate | {' | '.join(head)} |", "|---" * (len(head) + 2) + "|"]
         for label, some in by_label.items():
             columns = _columns(out, some)
             scores.setdefault(env, {})[label] = columns
@@ -295,11 +297,13 @@ def _columns(out: Path, members: Members) -> dict[str, list[float]]:
     """The members' figures, one for each seed that was finished."""
     rows = list(finals(out, members).values())
     returns = [np.asarray(row["eval/returns"]) for row in rows]
-    return {
+    new = [np.asarray(row["eval_new/returns"]) for row in rows if "eval_new/returns" in row]
+    columns = {
         "before": [float(r[:, 0].mean()) for r in returns],
         "after": [float(r[:, 1].mean()) for r in returns],
         "worst": [float(statistics.worst_tenth(r.T)[1]) for r in returns],
     }
+    return columns | ({"new": [float(r[:, 1].mean()) for r in new]} if new else {})
 
 
 def best_server_rate(scale: Scale, env: str) -> dict[str, float]:

@@ -29,6 +29,7 @@ from experiments import (
     fig4,
     fig5,
     fig6,
+    many_clients,
     results,
     reuse,
     rollouts,
@@ -160,7 +161,7 @@ def test_two_seeds_have_no_band_and_three_have_student_ts(seeds, tmp_path):
 
 
 @pytest.mark.parametrize("scale", common.SCALES)
-@pytest.mark.parametrize("module", [ant, curvature, dynamics, efficiency, servers, strategies])
+@pytest.mark.parametrize("module", [ant, curvature, dynamics, efficiency, many_clients, servers, strategies])
 def test_a_studys_lines_have_one_budget_and_differ(module, scale, tmp_path, monkeypatch):
     """Nothing is run: the members of every line, at every scale."""
     seen, panels = {}, [common.SELECTED]
@@ -178,7 +179,7 @@ def test_a_studys_lines_have_one_budget_and_differ(module, scale, tmp_path, monk
     members = {name: c for some in seen.values() for name, c in some.items()}
     assert len({replace(c, seed=0) for c in members.values()}) == len(seen) > 2
     assert all(c.env == env and name.startswith(f"{env}/") for name, c in members.items())
-    budgets = {common.env_steps(c) for c in members.values()}
+    budgets = {c.rounds if module is many_clients else common.env_steps(c) for c in members.values()}
     assert max(budgets) <= 2 * min(budgets) or not common.SCALES[scale].matched
     if common.SELECTED in panels:  # or the figure would lack lines
         assert {c.algorithm for c in members.values()} <= {"fmrl", "per_fedavg", "meta_sgd"}
