@@ -32,7 +32,7 @@ from experiments.common import (
 )
 from fedjax_rl import config
 from fedjax_rl.config import presets
-from fedjax_rl.envs import Env, ant, mujoco_env, tasks
+from fedjax_rl.envs import Env, ant, mujoco_env
 from fedjax_rl.envs.physics import Model
 from fedjax_rl.runs import assemble, checkpoint, rundir, scoring
 
@@ -68,7 +68,7 @@ def gym(*, observation: str = "maml") -> Env:
     text = mujoco_env.load_asset("ant.xml").partition("-->")[2]
     for ours, theirs in GYM.items():
         text = text.replace(ours, theirs)
-    speeds, model = tasks.uniform(0.0, 3.0), Model(text, frame_skip=5)
+    speeds, model = mujoco_env.speeds(3.0), Model(text, frame_skip=5)
     return ant.make_ant(ENV, ant.velocity_reward, speeds, "native", observation, model)
 
 

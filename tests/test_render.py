@@ -1,12 +1,16 @@
 """Films: what is recorded is the rollout, all that differs is the adaptation, and a page shows MuJoCo's own poses."""
 
 import base64
+import functools
 import html
+import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ import pytest
 
 import fedjax_rl
 from fedjax_rl import cli
+from fedjax_rl.cli.options import RenderOptions
 from fedjax_rl.envs import make_env
 from fedjax_rl.envs.dynamics import Dynamics
 from fedjax_rl.envs.mujoco_env import load_asset
@@ -107,6 +112,9 @@ def test_the_command_films_the_clients(trained, restored, tmp_path, capsys):
     content = path.read_bytes()
     assert cli.main(argv) == 2
     assert "exists" in capsys.readouterr().err and path.read_bytes() == content
+    mine = tmp_path / "b.html"
+    assert fedjax_rl.load(trained).render(str(mine), (1, 2), 2) == mine and mine.read_bytes() == content
+    assert capsys.readouterr().out == ""  # what Python is told, it is not shown
 
 
 def test_only_the_adaptation_differs(restored):
@@ -173,14 +181,14 @@ def test_tasks_in_words():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--out a.mp4", "--out a.mp4: the name must end in .gif or .html"),
+        ("--out a.mp4", "out = a.mp4: the name must end in .gif or .html"),
         ("--out there/a.gif", "the directory there does not exist"),
         ("--out a.gif --client 4", "client 4 is unknown: this run has the clients 0 to 3"),
         ("--out a.gif --clients 0,-1", "client -1 is unknown"),
         ("--out a.gif --clients 0,x", "--clients 0,x: must be client numbers separated by commas"),
         ("--out a.gif --client 1 --clients 2", "--client and --clients exclude each other"),
         ("--out a.gif --best --step 1", "--best and --step exclude each other"),
-        ("--out a.gif --adapt-steps 0", "--adapt-steps 0: must be at least 1"),
+        ("--out a.gif --adapt-steps 0", "adapt_steps = 0: must be at least 1"),
         ("", "--out"),
     ],
 )
@@ -192,12 +200,48 @@ def test_mistakes_are_one_line_and_exit_2(trained, line, message, capsys, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"out": "a.mp4"}, "out = a.mp4: the name must end in .gif or .html"),
+        ({"out": "there/a.gif"}, "out = there/a.gif: the directory there does not exist"),
+        ({"out": "old.html"}, "out = old.html: it exists; remove it or choose another name"),
+        ({"clients": (0, 4)}, "client 4 is unknown: this run has the clients 0 to 3"),
+        ({"clients": [-1]}, "client -1 is unknown: this run has the clients 0 to 3"),
+        ({"clients": ()}, "clients = (): must be the numbers of one or more clients, such as (0, 1)"),
+        ({"clients": 3}, "clients = 3: must be the numbers of one or more clients, such as (0, 1)"),
+        ({"adapt_steps": 0}, "adapt_steps = 0: must be at least 1"),
+    ],
+)
+def test_mistakes_in_python_are_one_line(trained, given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("old.html").touch()
+    with pytest.raises(fedjax_rl.ConfigError) as caught:
+        fedjax_rl.load(trained).render(**{"out": "a.html"} | given)
+    assert str(caught.value) == message and [path.name for path in tmp_path.iterdir()] == ["old.html"]
+
+
+def test_python_has_the_commands_defaults_and_asks_for_the_same_checkpoint(trained, tmp_path, monkeypatch):
+    out, run = tmp_path / "a.html", fedjax_rl.load(trained)
+    command, mine = RenderOptions(trained, out), inspect.signature(run.render).parameters
+    assert mine["clients"].default == command.ids()
+    assert [mine[name].default for name in ("adapt_steps", "step", "best")] == [command.adapt_steps, None, False]
+    with pytest.raises(fedjax_rl.NoCheckpoint):
+        run.render(out, step=77)
+    monkeypatch.setattr(checkpoint, "best_step", lambda directory: None)
+    with pytest.raises(fedjax_rl.NoCheckpoint, match="none is the best"):
+        run.render(out, best=True)
+    assert not out.exists()
+
+
 def test_what_has_no_picture_is_refused_by_name(tmp_path, capsys):
     run = fedjax_rl.train("fedavg", "navigation", preset="tiny", hidden=[4], out=tmp_path / "run", quiet=True)
     assert cli.main(["render", str(run.path), "--out", str(tmp_path / "a.html")]) == 2
     assert capsys.readouterr().err == (
         "fedjax-rl: navigation has no picture; render shows what MuJoCo steps, such as half_cheetah/*\n"
     )
+    with pytest.raises(fedjax_rl.ConfigError, match="navigation has no picture"):
+        run.render(tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()
 
 
@@ -206,6 +250,22 @@ def test_a_missing_extra_is_named(trained, tmp_path, capsys, monkeypatch):
     assert cli.main(["render", str(trained), "--out", str(tmp_path / "a.gif")]) == 2
     err = capsys.readouterr().err
     assert err == "fedjax-rl: a GIF needs Pillow; install it with: pip install '.[render]' in a clone\n"
+    with pytest.raises(fedjax_rl.ConfigError, match="a GIF needs Pillow"):
+        fedjax_rl.load(trained).render(tmp_path / "a.gif")
+
+
+def test_opengl_is_not_chosen_once_mujoco_is_there_and_is_tried_once(monkeypatch):
+    """MuJoCo reads MUJOCO_GL when it is imported, and a second try after a failure aborts the process."""
+    pytest.importorskip("PIL")
+    tried = []
+    monkeypatch.setattr(film_gif, "_no_opengl", functools.cache(film_gif._no_opengl.__wrapped__))
+    monkeypatch.setattr(mujoco, "Renderer", lambda *given: tried.append(given) or 1 / 0)
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for _ in range(2):
+        with pytest.raises(fedjax_rl.ConfigError, match=r"MUJOCO_GL=not set: division .* before Python starts"):
+            film_gif.prepare()
+    assert len(tried) == 1 and "MUJOCO_GL" not in os.environ
 
 
 def gl(trained, out, backend):

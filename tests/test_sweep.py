@@ -12,24 +12,12 @@ import pytest
 
 from fedjax_rl import cli, config
 from fedjax_rl.cli import commands
-from fedjax_rl.config.algorithms import FmrlConfig
 from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, sweep
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.progress import Reporter
+from test_train import LITTLE, untimed
 
-SMALL = FmrlConfig(
-    env="probe/delayed",
-    hidden=(4,),
-    num_clients=6,
-    clients_per_round=2,
-    rounds=4,
-    episodes=3,
-    local_steps=2,
-    max_change_norm=0.01,
-    adapt_steps=1,
-    new_clients=0,
-    save_every=2,
-)
+SMALL = replace(LITTLE, rounds=4, max_change_norm=0.01, adapt_steps=1, new_clients=0, save_every=2)
 QUIET = Reporter(quiet=True)
 
 
@@ -43,10 +31,6 @@ def hashes(paths):
         run = assemble.make_run(rundir.open_run(path))
         found[path.name] = state_hash(checkpoint.restore(path / "ckpt", assemble.abstract_state(run), print).state)
     return found
-
-
-def untimed(path):
-    return [{k: v for k, v in r.items() if not k.startswith(("sys/", "time"))} for r in records.sound(path)]
 
 
 @pytest.mark.parametrize("algorithm", ["fmrl", pytest.param("pfedme", marks=pytest.mark.nightly)])

@@ -20,20 +20,8 @@ from fedjax_rl.host import exits, output, signals
 from fedjax_rl.runs import assemble, checkpoint, mending, records, rundir, scoring
 from fedjax_rl.runs.arrays import state_hash
 
-SMALL = FmrlConfig(
-    env="probe/delayed",
-    hidden=(4,),
-    num_clients=6,
-    clients_per_round=2,
-    rounds=6,
-    episodes=3,
-    local_steps=2,
-    eval_every=2,
-    eval_clients=3,
-    adapt_steps=2,
-    new_clients=2,
-    save_every=3,
-)
+LITTLE = FmrlConfig(env="probe/delayed", hidden=(4,), num_clients=6, clients_per_round=2, episodes=3, local_steps=2)
+SMALL = replace(LITTLE, rounds=6, eval_every=2, eval_clients=3, adapt_steps=2, new_clients=2, save_every=3)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "api.opened": "Run Runs",
+    "api.opened": "Run",
     "api.registering": "register_aggregator register_algorithm register_environment register_policy",
-    "api.training": "load sweep train",
+    "api.training": "Runs load sweep train",
     "config": "Config ConfigError",
     "config.guests": "Range",
     "envs": "Env EnvSpec EnvState make_env",
@@ -32,11 +32,11 @@ if TYPE_CHECKING:  # the same for type checkers, which run nothing
     from fedjax_rl import testing as testing
     from fedjax_rl.algorithms import parts as parts
     from fedjax_rl.api.opened import Run as Run
-    from fedjax_rl.api.opened import Runs as Runs
     from fedjax_rl.api.registering import register_aggregator as register_aggregator
     from fedjax_rl.api.registering import register_algorithm as register_algorithm
     from fedjax_rl.api.registering import register_environment as register_environment
     from fedjax_rl.api.registering import register_policy as register_policy
+    from fedjax_rl.api.training import Runs as Runs
     from fedjax_rl.api.training import load as load
     from fedjax_rl.api.training import sweep as sweep
     from fedjax_rl.api.training import train as train

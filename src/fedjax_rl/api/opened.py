@@ -1,9 +1,9 @@
 """Runs on the disk as objects."""
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_rl import statistics
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.host.numerics import pinned, root_key
-from fedjax_rl.reports import tables
+from fedjax_rl.reports import film, film_asked, film_gif, tables
 from fedjax_rl.runs import assemble, checkpoint, models, records, rundir, runner, scoring
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Callback, Hooks, Logger
@@ -172,6 +172,40 @@ class Run:
 
         return act
 
+    @pinned()
+    def render(
+        self,
+        out: str | PathLike[str],
+        clients: Sequence[int] = (0,),
+        adapt_steps: int = 1,
+        *,
+        step: int | None = None,
+        best: bool = False,
+    ) -> Path:
+        """Film clients before and after adaptation, side by side, as `fedjax-rl render` does.
+
+        Args:
+          out: the file, a new one: .html (a viewer for a browser) or .gif (needs Pillow and OpenGL; without a display,
+            set MUJOCO_GL=egl before Python starts).
+          clients: their numbers, each 0 to N - 1; one below the other.
+          adapt_steps: steps of adaptation between before and after, at least 1.
+          step, best: of the checkpoint, as for `state`.
+
+        Returns:
+          The file.
+
+        Raises:
+          ConfigError: a value is not legal, the environment has no picture, or Pillow or OpenGL is missing.
+          NoCheckpoint: there is no checkpoint.
+        """
+        path = Path(out)
+        film_asked.refuse(path, adapt_steps)
+        film_asked.refuse_clients(clients, self.config)
+        if path.suffix == ".gif":
+            film_gif.prepare()
+        film.render(self._made, self.state(step, best), path, tuple(clients), adapt_steps)
+        return path
+
     def resume(
         self,
         rounds: int | None = None,
@@ -209,27 +243,7 @@ class Run:
         config = self.config
         title = f"{config.algorithm} on {config.env}, seed {config.seed}: {self.path}"
         columns = ("", *[f"{j} steps" for j in range(max((len(row) - 1 for row in rows), default=0))])
-        return _html(title, columns, rows or [("not finished",)])
-
-
-class Runs(tuple[Run, ...]):
-    """The runs of a sweep: a tuple of `Run`."""
-
-    def report(self) -> list[dict[str, Any]]:
-        """Summarise the runs, as `fedjax-rl report --json` does.
-
-        Returns:
-          A row for each group of runs that differ in their seeds alone, and for each kind of clients. Keys: "group",
-          "clients", "seeds", "env_steps", "adapt_0", "adapt_1", ... (mean returns), "adapt_1_ci95" (half of the 95 %
-          interval over seeds), ...
-        """
-        return tables.rows([run.path for run in self], _say)
-
-    def _repr_html_(self) -> str:
-        rows = self.report()
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = lambda x: f"{x:.1f}" if isinstance(x, float) else str(x)
-        return _html(f"{len(self)} runs", columns, [[text(row.get(key, "")) for key in columns] for row in rows])
+        return tables.as_html(title, columns, rows or [("not finished",)])
 
 
 def bring(path: Path, config: Config, quiet: bool, loggers: Iterable, callbacks: Iterable) -> Run:
@@ -243,9 +257,3 @@ def bring(path: Path, config: Config, quiet: bool, loggers: Iterable, callbacks:
 
 def _say(line: str) -> None:
     Reporter(quiet=False).warn(line)
-
-
-def _html(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(title)}</caption><tr>{cells('th', columns)}</tr>{body}</table>"

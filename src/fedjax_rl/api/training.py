@@ -6,12 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rl import config as configuration
-from fedjax_rl.api.opened import Run, Runs, bring
+from fedjax_rl.api.opened import Run, bring
 from fedjax_rl.config import Config, ConfigError, presets
+from fedjax_rl.host import output
+from fedjax_rl.reports import tables
 from fedjax_rl.runs import rundir, runner, scoring
 from fedjax_rl.runs import sweep as sweeps
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Callback, Hooks, Logger
+
+
+class Runs(tuple[Run, ...]):
+    """The runs of a sweep: a tuple of `Run`."""
+
+    def report(self) -> list[dict[str, Any]]:
+        """Summarise the runs, as `fedjax-rl report --json` does.
+
+        Returns:
+          A row for each group of runs that differ in their seeds alone, and for each kind of clients. Keys: "group",
+          "clients", "seeds", "env_steps", "adapt_0", "adapt_1", ... (mean returns), "adapt_1_ci95" (half of the 95 %
+          interval over seeds), ...
+        """
+        return tables.rows([run.path for run in self], output.inform)
+
+    def _repr_html_(self) -> str:
+        rows = self.report()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = lambda x: f"{x:.1f}" if isinstance(x, float) else str(x)
+        cells = [[text(row.get(key, "")) for key in columns] for row in rows]
+        return tables.as_html(f"{len(self)} runs", columns, cells)
 
 
 def train(

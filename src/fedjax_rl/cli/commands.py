@@ -72,11 +72,12 @@ def evaluate(options: EvalOptions) -> int:
 @pinned()
 def render(options: RenderOptions) -> int:
     """A GIF or a page of clients before and after adaptation."""
-    from fedjax_rl.reports.film import render as write
+    from fedjax_rl.reports import film
 
     run = make_run(rundir.open_run(options.run))
     restored = _restored(run, options)
-    write(run, restored.state, options.out, options.ids(), options.adapt_steps)
+    lines = film.render(run, restored.state, options.out, options.ids(), options.adapt_steps)
+    output.result("\n".join([*lines, output.printable(str(options.out))]), f"the film is in {options.out}")
     return 0
 
 

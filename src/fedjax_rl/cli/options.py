@@ -11,6 +11,7 @@ import tyro
 from fedjax_rl.cli.parse import MachineOptions, options, parse
 from fedjax_rl.config import Config, ConfigError, nearest
 from fedjax_rl.host import registry
+from fedjax_rl.reports import film_asked
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,8 @@ class RenderOptions:
     def __post_init__(self) -> None:
         _exclusive("best", self.best, "step", self.step)
         _exclusive("client", self.client, "clients", self.clients)
-        _at_least("adapt-steps", self.adapt_steps, 1)
         _at_least("step", self.step, 0)
-        if self.out.suffix not in (".gif", ".html"):
-            raise ConfigError(f"--out {self.out}: the name must end in .gif or .html")
-        if self.out.exists():
-            raise ConfigError(f"--out {self.out} exists; remove it or choose another name")
-        if not self.out.parent.is_dir():
-            raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
+        film_asked.refuse(self.out, self.adapt_steps)
         self.ids()
 
     def ids(self) -> tuple[int, ...]:
@@ -122,9 +117,7 @@ class RenderOptions:
 
     def check(self, config: Config) -> None:
         """Refuse what this run cannot show."""
-        for number in self.ids():
-            if not 0 <= number < config.num_clients:
-                raise ConfigError(f"client {number} is unknown: this run has the clients 0 to {config.num_clients - 1}")
+        film_asked.refuse_clients(self.ids(), config)
 
 
 @dataclass(frozen=True)

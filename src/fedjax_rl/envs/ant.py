@@ -17,8 +17,7 @@ left, in 1 % of the states, is float32: the largest of them agree in float64.
 
 import jax.numpy as jnp
 
-from fedjax_rl.envs import dynamics as robots
-from fedjax_rl.envs import mujoco_env, tasks
+from fedjax_rl.envs import mujoco_env
 from fedjax_rl.envs.base import Env, EnvSpec
 from fedjax_rl.envs.physics import Model
 
@@ -86,7 +85,7 @@ def ant_model() -> Model:
     return Model(mujoco_env.load_asset("ant.xml"), frame_skip=10, mjx_ls_iterations=8)
 
 
-def make_ant(name, reward, sample_tasks, backend, observation, model=None, **more) -> Env:
+def make_ant(name, reward, family, backend, observation, model=None) -> Env:
     """The ant with a reward and tasks of one's own; `model` in place of `ant_model()`."""
     body = mujoco_env.Body(
         model=ant_model() if model is None else model,
@@ -98,23 +97,19 @@ def make_ant(name, reward, sample_tasks, backend, observation, model=None, **mor
     )
     size, inputs = (41, _LINEAGE_INPUTS) if observation == "maml" else (27, 27)
     spec = EnvSpec(name, observation_size=size, action_size=_NU, horizon=100, init_inputs=inputs)
-    return mujoco_env.make_mujoco_env(body, reward, sample_tasks, spec, backend, **more)
+    return mujoco_env.make_mujoco_env(body, reward, family, spec, backend)
 
 
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along +x (task 1) or -x (task -1); directions alternate with the client's number."""
-    words = tasks.say_direction
-    return make_ant("ant/direction", direction_reward, tasks.directions, backend, observation, describe=words)
+    return make_ant("ant/direction", direction_reward, mujoco_env.DIRECTIONS, backend, observation)
 
 
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run along x at the task's speed, U[0, 3] m/s."""
-    speeds = tasks.uniform(0.0, 3.0)
-    return make_ant("ant/velocity", velocity_reward, speeds, backend, observation, describe=tasks.say_speed)
+    return make_ant("ant/velocity", velocity_reward, mujoco_env.speeds(3.0), backend, observation)
 
 
 def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards along x with the task's masses, friction and gears."""
-    sample = robots.log_uniform(_BODIES, _NU)
-    own = {"factors": robots.factors, "describe": robots.say}
-    return make_ant("ant/dynamics", dynamics_reward, sample, backend, observation, **own)
+    return make_ant("ant/dynamics", dynamics_reward, mujoco_env.robots(_BODIES, _NU), backend, observation)

@@ -11,8 +11,7 @@ perfect tracking of a speed earns 0.
 
 import jax.numpy as jnp
 
-from fedjax_rl.envs import dynamics as robots
-from fedjax_rl.envs import mujoco_env, tasks
+from fedjax_rl.envs import mujoco_env
 from fedjax_rl.envs.base import Env, EnvSpec
 from fedjax_rl.envs.physics import Model
 
@@ -55,7 +54,7 @@ def half_cheetah_model() -> Model:
     return Model(mujoco_env.load_asset("half_cheetah.xml"), frame_skip=5)
 
 
-def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
+def _make(name, reward, family, backend, observation) -> Env:
     body = mujoco_env.Body(
         model=half_cheetah_model(),
         qpos0=(0.0,) * _NQ,
@@ -66,29 +65,24 @@ def _make(name, reward, sample_tasks, backend, observation, **more) -> Env:
     )
     size = 20 if observation == "maml" else 17
     spec = EnvSpec(name, observation_size=size, action_size=_NU, horizon=200, init_inputs=size)
-    return mujoco_env.make_mujoco_env(body, reward, sample_tasks, spec, backend, **more)
+    return mujoco_env.make_mujoco_env(body, reward, family, spec, backend)
 
 
 def direction(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards (task 1) or backwards (task -1); directions alternate with the client's number."""
-    words = tasks.say_direction
-    return _make("half_cheetah/direction", direction_reward, tasks.directions, backend, observation, describe=words)
+    return _make("half_cheetah/direction", direction_reward, mujoco_env.DIRECTIONS, backend, observation)
 
 
 def velocity(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run at the task's speed, U[0, 2] m/s."""
-    speeds = tasks.uniform(0.0, 2.0)
-    return _make("half_cheetah/velocity", velocity_reward, speeds, backend, observation, describe=tasks.say_speed)
+    return _make("half_cheetah/velocity", velocity_reward, mujoco_env.speeds(2.0), backend, observation)
 
 
 def dynamics(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards with the task's masses, friction and gears."""
-    sample = robots.log_uniform(_BODIES, _NU)
-    name = "half_cheetah/dynamics"
-    return _make(name, dynamics_reward, sample, backend, observation, factors=robots.factors, describe=robots.say)
+    return _make("half_cheetah/dynamics", dynamics_reward, mujoco_env.robots(_BODIES, _NU), backend, observation)
 
 
 def run(*, backend: str = "auto", observation: str = "maml") -> Env:
     """Run forwards, the one task of all clients."""
-    words = tasks.say_direction
-    return _make("half_cheetah/run", direction_reward, tasks.forwards, backend, observation, describe=words)
+    return _make("half_cheetah/run", direction_reward, mujoco_env.FORWARDS, backend, observation)

@@ -1,4 +1,4 @@
-"""What the MuJoCo environments share: the reset, the action scale and the step's frame."""
+"""What the MuJoCo environments share: the reset, the action scale, the step's frame and the families of tasks."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_rl.envs import dynamics, tasks
 from fedjax_rl.envs.base import Env, EnvSpec, EnvState
 from fedjax_rl.envs.physics import Factors, Model, make_physics
 from fedjax_rl.types import Array, Key, Task
@@ -36,6 +37,34 @@ class Body(NamedTuple):
     done: Callable[[Array, Array], Array]
 
 
+class TaskFamily(NamedTuple):
+    """Tasks of one kind.
+
+    Attributes:
+      sample: (key, n) -> the tasks of n clients.
+      describe: a task in words.
+      factors: what a task makes of the model; None: it stays as it is.
+    """
+
+    sample: Callable[[Key, int], Task]
+    describe: Callable[[Task], str]
+    factors: Callable[[Task], Factors | None] = lambda task: None
+
+
+DIRECTIONS = TaskFamily(tasks.directions, tasks.say_direction)
+FORWARDS = TaskFamily(tasks.forwards, tasks.say_direction)
+
+
+def speeds(high: float) -> TaskFamily:
+    """Speeds U[0, high) in m/s."""
+    return TaskFamily(tasks.uniform(0.0, high), tasks.say_speed)
+
+
+def robots(bodies: int, motors: int) -> TaskFamily:
+    """Robots of so many bodies and motors, each with masses, friction and gears of its own."""
+    return TaskFamily(dynamics.log_uniform(bodies, motors), dynamics.say, dynamics.factors)
+
+
 def load_asset(name: str) -> str:
     """The MJCF text of a robot, from the package's data."""
     return resources.files("fedjax_rl.envs").joinpath("assets", name).read_text(encoding="utf-8")
@@ -51,18 +80,15 @@ def choose_observation(choices: dict[str, Callable], name: str) -> Callable[[Arr
 def make_mujoco_env(
     body: Body,
     reward: Callable[[Array, Array, Task], Array],
-    sample_tasks: Callable[[Key, int], Task],
+    family: TaskFamily,
     spec: EnvSpec,
     backend: str,
-    factors: Callable[[Task], Factors | None] = lambda task: None,
-    describe: Callable[[Task], str] = str,
 ) -> Env:
     """An environment from a body and a reward (v, |u|^2, task) -> ().
 
     u = clip(a / 10, -1, 1) drives the motors and is charged for; a is what the policy's density sees. v is the mean
     velocity of the torso's origin over the step, (x_after - x_before) / 0.05 in m/s. Reset:
-    qpos = qpos0 + U(-0.1, 0.1) on every coordinate, qvel = 0.1 N(0, 1). `factors` is what a task makes of the model
-    (None: it stays as it is), `describe` a task in words.
+    qpos = qpos0 + U(-0.1, 0.1) on every coordinate, qvel = 0.1 N(0, 1).
     """
     physics = make_physics(body.model, backend)
 
@@ -77,10 +103,10 @@ def make_mujoco_env(
 
     def step(state, action, task):
         ctrl = jnp.clip(action / ACTION_SCALE, -1.0, 1.0)
-        after = physics.step(state.physics, ctrl, factors(task))
+        after = physics.step(state.physics, ctrl, family.factors(task))
         speed = (after.qpos[0] - state.physics.qpos[0]) / CONTROL_STEP
         done = body.done(after.qpos, after.qvel)
         gain = reward(speed, jnp.sum(ctrl**2), task)
         return EnvState(after, body.observe(after.qpos, after.qvel), gain, done)
 
-    return Env(reset, step, sample_tasks, spec, describe, body.model.xml)
+    return Env(reset, step, family.sample, spec, family.describe, body.model.xml)

@@ -1,4 +1,4 @@
-"""`fedjax-rl render`: clients before and after adaptation.
+"""`fedjax-rl render` and `Run.render`: clients before and after adaptation.
 
 Actions are sampled, as in training and evaluation, so that the return that a panel shows is a draw of the return that
 `eval` estimates. All panels share the initial state and the noise: between before and after, all that differs is the
@@ -17,7 +17,6 @@ import numpy as np
 from fedjax_rl import trees
 from fedjax_rl.envs import Env
 from fedjax_rl.federation import simulate
-from fedjax_rl.host import output
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.files import write_new
 from fedjax_rl.host.numerics import root_key
@@ -37,8 +36,8 @@ class Panel(NamedTuple):
     qpos: np.ndarray
 
 
-def render(run: Assembled, state: simulate.State, out: Path, clients: tuple[int, ...], steps: int) -> None:
-    """Film the clients, a row each, before and after so many adaptation steps, into `out`; print their returns."""
+def render(run: Assembled, state: simulate.State, out: Path, clients: tuple[int, ...], steps: int) -> list[str]:
+    """Film the clients, a row each, before and after so many adaptation steps, into `out`: a line of returns each."""
     if not run.env.mjcf:
         raise ConfigError(f"{run.config.env} has no picture; render shows what MuJoCo steps, such as half_cheetah/*")
     if out.suffix == ".gif":
@@ -48,8 +47,7 @@ def render(run: Assembled, state: simulate.State, out: Path, clients: tuple[int,
     rows = panels(run, state, clients, steps)
     content = make_writer(run.env.mjcf)(rows)
     write_new(out, content)
-    lines = [f"{row[0].client}: {'; '.join(panel.model for panel in row)}" for row in rows]
-    output.result("\n".join([*lines, output.printable(str(out))]), f"the film is in {out}")
+    return [f"{row[0].client}: {'; '.join(panel.model for panel in row)}" for row in rows]
 
 
 def panels(run: Assembled, state: simulate.State, clients: tuple[int, ...], steps: int) -> list[list[Panel]]:

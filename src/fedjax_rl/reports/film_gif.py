@@ -1,5 +1,6 @@
 """Films as GIFs: MuJoCo's renderer draws the frames, Pillow labels and writes them (nobody else imports Pillow)."""
 
+import functools
 import io
 import os
 import sys
@@ -17,14 +18,15 @@ TEXT = 10  # pixels
 DISTANCE, ELEVATION, LOOK_AT = 3.2, -12.0, 0.5  # m, degrees, m above the floor: of the camera, which looks along +y
 NO_GL = (
     "no OpenGL to draw GIF frames with (MUJOCO_GL={gl}: {why}); install libegl1 and set MUJOCO_GL=egl, or libosmesa6 "
-    "and MUJOCO_GL=osmesa; or write a page, which needs none: --out NAME.html"
+    "and MUJOCO_GL=osmesa, before Python starts; or write a page, which needs none: --out NAME.html"
 )
 
 
 def prepare() -> None:
-    """Find out what is missing before anything is computed; MuJoCo must not have been imported before.
+    """Find out what is missing before anything is computed.
 
     MuJoCo looks at MUJOCO_GL when it is imported: headless, unless there is a display or somebody chose otherwise.
+    Where it was imported before, it is too late to choose.
 
     Raises:
       ConfigError: Pillow or OpenGL is missing.
@@ -33,8 +35,16 @@ def prepare() -> None:
         import PIL  # noqa: F401
     except ModuleNotFoundError:
         raise ConfigError("a GIF needs Pillow; install it with: pip install '.[render]' in a clone") from None
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not has_display and "mujoco" not in sys.modules:
         os.environ.setdefault("MUJOCO_GL", "egl")
+    if why := _no_opengl():
+        raise ConfigError(NO_GL.format(gl=os.environ.get("MUJOCO_GL", "not set"), why=why))
+
+
+@functools.cache
+def _no_opengl() -> str:
+    """Why MuJoCo cannot draw; "" where it can. Tried once: after a failure, a second try aborts the process."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of GLFW, which says the same as its error
@@ -42,8 +52,8 @@ def prepare() -> None:
 
             mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), HEIGHT, WIDTH).close()
     except Exception as error:  # each of the OpenGL libraries fails in its own way
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(NO_GL.format(gl=os.environ.get("MUJOCO_GL", "not set"), why=why)) from None
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
 
 
 def make_writer(xml: str) -> Callable[[Sequence[Sequence[Any]]], bytes]:

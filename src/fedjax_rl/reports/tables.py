@@ -1,10 +1,11 @@
 """`fedjax-rl report`: finished runs as a table for people (md), for programs (csv, JSON) or for a paper (latex)."""
 
 import csv
+import html
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def as_latex(title: str, rows: Sequence[dict[str, Any]]) -> str:
     begin = rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
     lines = [begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([f"% {title}", *lines, f"% {_note(rows)}"])
+
+
+def as_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a notebook."""
+    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption><tr>{cells('th', columns)}</tr>{body}</table>"
 
 
 def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
