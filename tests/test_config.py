@@ -96,11 +96,20 @@ def test_reptiles_clip_grows_with_its_local_rate():
     assert "max_change_norm" not in presets.preset("paper", "reptile")
 
 
-def test_the_efficient_presets_rate_falls_as_was_chosen_for_the_environment():
-    half_life = lambda *env: presets.preset("efficient", "fmrl", *env)["server_half_life"]
-    assert half_life() == half_life("half_cheetah/direction") == 250
-    assert half_life("half_cheetah/velocity") == 120
+def test_the_efficient_preset_takes_longer_on_ant_and_its_rate_falls_alike():
+    of = lambda *env: presets.preset("efficient", "fmrl", *env)
+    assert of() == of("half_cheetah/direction") == of("half_cheetah/velocity")
+    assert of("ant/velocity") == {
+        **of(),
+        "rounds": 1000,
+        "server_half_life": 480,
+        "inner_lr": 0.5,
+        "gae_lambda": 0.9,
+        "order": "first",
+    }
+    assert of("ant/velocity")["rounds"] / 480 == of()["rounds"] / of()["server_half_life"]
     assert "server_half_life" not in presets.preset("efficient", "independent")
+    assert "order" not in presets.preset("efficient", "fedavg", "ant/direction")
 
 
 def test_on_ant_every_preset_but_the_papers_adapts_faster():

@@ -1,5 +1,6 @@
 """The table and the figures at the tiny scale, on real physics: they run, reuse what is there, and say what it is."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from experiments import (
     fig5,
     fig6,
     many_clients,
+    queue,
     results,
     reuse,
     rollouts,
@@ -234,6 +236,14 @@ def test_variants_of_fmrl_differ_from_it_as_they_say_and_nothing_is_claimed_of_t
     )
     with pytest.raises(ConfigError, match="fmrl-clip is for --scale paper; at the tiny scale fmrl is it already"):
         table1.chosen(TINY, ENV, "fmrl-clip", tmp_path)
+
+
+def test_the_queue_of_the_papers_scale_has_every_cell_of_the_table():
+    lines = [line.split() for line in queue.commands((results.ROOT / "experiments" / "paper.queue").read_text())]
+    cells = [(words[-3], words[-1]) for words in lines if "--envs" in words]
+    assert sorted(cells) == sorted(itertools.product(common.ENVS, (*common.METHODS, *table1.VARIANTS)))
+    whole = next(words for words in lines if words[2] == "experiments.table1" and "--envs" not in words)
+    assert sorted(whole[6:]) == sorted((*common.METHODS, *table1.VARIANTS))
 
 
 @pytest.mark.parametrize("scale", common.SCALES)
