@@ -107,7 +107,7 @@ def test_the_efficient_preset_takes_longer_on_ant_and_its_rate_falls_alike():
         "gae_lambda": 0.9,
         "order": "first",
     }
-    assert of("ant/velocity")["rounds"] / 480 == of()["rounds"] / of()["server_half_life"]
+    assert of("ant/velocity")["rounds"] > 2 * 480 and of()["rounds"] > 2 * of()["server_half_life"]
     assert "server_half_life" not in presets.preset("efficient", "independent")
     assert "order" not in presets.preset("efficient", "fedavg", "ant/direction")
 
