@@ -159,6 +159,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as out:
             wrong = make(study, Path(out))
             for name in wrong if args.write else ():
+                (HOME / study / name).parent.mkdir(exist_ok=True)
                 (HOME / study / name).write_bytes((Path(out) / name).read_bytes())
         differing += len(wrong)
         what = "written" if args.write else "not as committed"
