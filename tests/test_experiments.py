@@ -387,6 +387,22 @@ def test_archives_are_packed_the_same_again_and_damage_is_named(tmp_path, monkey
         reuse.unpacked(archive)
 
 
+def test_an_output_may_lie_in_a_directory_of_its_own(tmp_path, monkeypatch):
+    def make(study, out):
+        (out / "a").mkdir()
+        (out / "a" / "b.md").write_text("new")
+        return ["a/b.md"]
+
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.toml").touch()
+    monkeypatch.setattr(results, "HOME", tmp_path)
+    monkeypatch.setattr(results, "make", make)
+    monkeypatch.setattr("sys.argv", ["results", "study", "--write"])
+    with pytest.raises(SystemExit) as end:
+        results.main()
+    assert end.value.code == 0 and (tmp_path / "study" / "a" / "b.md").read_text() == "new"
+
+
 def test_the_repository_has_no_path_with_a_space_or_a_comma():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=results.ROOT, capture_output=True, text=True)
     if listed.returncode:
