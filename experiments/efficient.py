@@ -29,7 +29,7 @@ from fedjax_rl import config
 from fedjax_rl.config import presets
 
 SEEDS = tuple(range(10))
-EVALUATIONS, CLIENTS = 6, 40
+CLIENTS = 40  # evaluated between rounds, six times
 
 
 def members(scale: Scale, env: str) -> Members:
