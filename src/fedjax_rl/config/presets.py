@@ -37,7 +37,8 @@ _LAPTOP = {
     "order": "second",
 }
 # A twentieth of the paper's samples on half-cheetah, a fifth on ant. Small cohorts, large steps, and a server rate that
-# falls, so that the luck of the last round decides nothing. Chosen on seeds 100 to 104 (docs/results/studies.md).
+# falls, so that the luck of the last round decides little. Chosen on seeds 100 to 104, ant on two of them
+# (docs/results/studies.md).
 _EFFICIENT = {
     **_LAPTOP,
     "clients_per_round": 4,
