@@ -151,23 +151,24 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
         rows = [measured(out / name, lambda path=out / name: under_the_rules(path)) for name in some]
         columns = columns_of(rows) | {"own": [float(x) for x in own]}
         scores[label] = columns
-        cells = [", ".join(f"{value:.1f}" for value in column) for column in columns.values()]
+        cells = [", ".join("-" if x is None else f"{x:.1f}" for x in column) for column in columns.values()]
         text.append("| " + " | ".join([label, *cells]) + " |")
     (out / "ant_velocity.md").write_text("\n".join([*text, ""]))
     (out / "ant_velocity.json").write_text(json.dumps(scores, indent=1) + "\n")
     print("\n".join(text))
 
 
-def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Means over clients, one for each seed: of all before and after one step, of each class after one step."""
-    found: dict[str, list[float]] = {}
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """Means over clients, one for each seed: of all before and after one step, of each class or None."""
+    found: dict[str, list[float | None]] = {}
     for row in rows:
         speeds, returns = np.asarray(row["speeds"]), np.asarray(row["returns"])
         found.setdefault("before", []).append(float(returns[:, 0].mean()))
         found.setdefault("after", []).append(float(returns[:, 1].mean()))
         for low, high in itertools.pairwise(EDGES):
             inside = (speeds >= low) & (speeds < high)
-            found.setdefault(f"{low:g} to {high:g}", []).append(float(returns[inside, 1].mean() if inside.any() else 0))
+            mean = float(returns[inside, 1].mean()) if inside.any() else None
+            found.setdefault(f"{low:g} to {high:g}", []).append(mean)
     return found
 
 

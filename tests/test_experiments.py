@@ -23,6 +23,7 @@ from experiments import (
     curvature,
     dynamics,
     efficiency,
+    efficient,
     engines,
     fig1,
     fig2,
@@ -286,6 +287,31 @@ def test_returns_by_speed_are_the_means_of_their_clients():
         "1 to 2": [2.0],
         "2 to 3": [3.0],
     }
+    assert ant_velocity.columns_of([{"speeds": [0.5], "returns": [[0, 1]]}])["1 to 2"] == [None]
+
+
+def test_a_value_is_reached_where_the_seeds_mean_stays_above_it(tmp_path):
+    for name, values in {"a": (1.0, 5.0, 2.0, 6.0), "b": (3.0, 7.0, 2.0, 8.0)}.items():
+        (tmp_path / name).mkdir()
+        for number, value in zip((10, 20, 30, 40), values, strict=True):
+            means = {efficient.EVALUATED[0]: {"mean": value, "ci95": 0.0, "num_clients": 1}}
+            row = {"round": number, "final": False, **means, "eval/returns": [[0.0, value]]}
+            rundir.append(tmp_path / name / rundir.EVAL, row)
+    some = dict.fromkeys("ab")
+    assert efficient.reached(tmp_path, some, 3.0, 0.5) == "20"  # means 2, 6, 2, 7: round 20 does not last
+    assert efficient.reached(tmp_path, some, 2.0, 0.5) == "5"
+    assert efficient.reached(tmp_path, some, 7.5, 0.5) == "not reached"
+
+
+@pytest.mark.parametrize("scale", common.SCALES)
+@pytest.mark.parametrize("env", common.ENVS)
+def test_the_efficient_preset_is_run_on_seeds_that_it_was_not_chosen_on(env, scale):
+    members = efficient.members(common.SCALES[scale], env)
+    assert not {c.seed for c in members.values()} & {100, 101, 102, 103, 104}
+    assert len({replace(c, seed=0) for c in members.values()}) == 1
+    if scale != "tiny":
+        [steps] = {common.env_steps(c) for c in members.values()}
+        assert len(members) == 10 and steps == (16_000_000 if env.startswith("ant/") else 8_000_000)
 
 
 def test_engines_are_compared_by_ranks():
