@@ -27,9 +27,14 @@ RUNS = {
 }
 
 
+def runs(scale: Scale, env: str) -> tuple[str, int]:
+    """The preset in an environment, and how many seeds."""
+    return RUNS[env] if scale.name != "tiny" else ("tiny", 2)
+
+
 def members(scale: Scale, env: str, engine: str) -> Members:
     """An engine's runs in an environment, one for each seed."""
-    preset, seeds = RUNS[env] if scale.name != "tiny" else ("tiny", 2)
+    preset, seeds = runs(scale, env)
     values = {"env": env, "backend": engine, "new_clients": 0}
     layers = (presets.preset(preset, "fmrl", env), values)
     return {f"{env}/{engine}/seed{seed}": config.build("fmrl", *layers, {"seed": seed}) for seed in range(seeds)}
@@ -57,7 +62,8 @@ def write(scale: Scale, out: Path, scores: Scores, every: Members) -> None:
     done = {name: c for name, c in every.items() if str(c.seed) in scores.get(c.env, {}).get(c.backend, {})}
     lines = ["# engines", "", footer(scale, done, out), ""]
     for env, by_engine in scores.items():
-        lines += [*table(env, by_engine), ""] if all(by_engine.values()) else []
+        if all(by_engine.values()):
+            lines += [f"## {env}, preset {runs(scale, env)[0]}", "", *table(by_engine), ""]
     (out / "engines.json").write_text(json.dumps(scores, indent=1) + "\n")
     (out / "engines.md").write_text("\n".join(lines))
 
@@ -67,11 +73,10 @@ def means(row: dict) -> list[float]:
     return np.mean(row["eval/returns"], axis=0).tolist()
 
 
-def table(env: str, by_engine: dict[str, dict[str, list[float]]]) -> list[str]:
+def table(by_engine: dict[str, dict[str, list[float]]]) -> list[str]:
     """One environment: a row for each step of adaptation."""
     values = {engine: np.array(list(seeds.values())) for engine, seeds in by_engine.items()}  # [seeds, k+1]
-    counts = ", ".join(f"{len(seeds)} on {engine}" for engine, seeds in by_engine.items())
-    lines = [f"## {env}: {counts}", ""]
+    lines = [", ".join(f"{len(seeds)} seeds on {engine}" for engine, seeds in by_engine.items()), ""]
     lines += ["| steps | " + " | ".join(f"{engine} | its quartiles" for engine in ENGINES) + " | Mann-Whitney p |"]
     lines.append("|---" * 6 + "|")
     for j in range(values[ENGINES[0]].shape[1]):

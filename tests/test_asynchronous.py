@@ -270,6 +270,24 @@ def test_jobs_wait_for_their_links_and_an_update_that_aborts_waits_once():
     assert np.asarray(metrics["clock/time"]).tolist() == [2.0 + 3.0, 2 * (2.0 + 3.0)]  # two arrive at 1, two at 2
 
 
+def test_an_update_that_aborts_is_one_message_of_each_client_that_arrived():
+    """The slow one of two arrives once, the other ten times: two messages up, and two models down."""
+    pace = Pace("one_slow", ratio=10.0)
+    schedule = Schedule(2, 2, 50, 1, restart="abort", due="harmonic", target=3)
+    _, metrics = all_rounds(asynchronous(make("fedavg"), schedule, pace), 2)
+    assert np.asarray(metrics["comm/uploads"]).tolist() == [2, 2]
+    assert np.asarray(metrics["comm/up_bytes"]).tolist() == np.asarray(metrics["comm/down_bytes"]).tolist() == [48, 48]
+    schedule = Schedule(2, 2, 4, 1, restart="abort")  # four arrivals of the fast one, and none of the slow one
+    _, metrics = all_rounds(asynchronous(make("fedavg"), schedule, pace), 2)
+    assert np.asarray(metrics["comm/uploads"]).tolist() == [1, 1]
+    assert np.asarray(metrics["comm/down_bytes"]).tolist() == [48, 48]
+
+
+def test_time_never_runs_backwards_however_slow_the_links():
+    _, metrics = all_rounds(asynchronous(make("fedavg"), Schedule(3, 3, 3, 1, restart="abort"), Pace(up=1e-4)), 3)
+    assert np.asarray(metrics["clock/time"]).tolist() == [8193.0, 2 * 8193.0, 3 * 8193.0]  # 8192 at most, and the job
+
+
 def test_a_round_may_end_with_its_fastest():
     algorithm, pace = make("fedavg", problem=NOISY), Pace("linear")
     whole, some = (federation(algorithm, pace=pace, wait_for=m) for m in (0, 4))

@@ -101,6 +101,9 @@ def test_lanes_are_chosen_from_the_speeds_and_kept():
     assert chosen.clients_per_round == round(0.75 * np.sum(1 / np.linspace(1, 4, 40)))
     assert timing.with_lanes(chosen) == chosen
     assert timing.with_lanes(replace(late, restart="abort", buffer=7)).clients_per_round == 7
+    unsaid = timing.with_lanes(replace(late, buffer=0))  # an update for every arrival, however many lanes
+    assert (unsaid.buffer, unsaid.clients_per_round) == (1, chosen.clients_per_round)
+    assert (timing.schedule_of(unsaid).buffer, timing.schedule_of(chosen).buffer) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,8 @@ def test_toml_round_trips(algorithm, tmp_path):
                 values["critic"] = "linear"
             if CONFIGS[algorithm].refuses_stragglers or values["local_steps"] == 1:
                 values["stragglers"] = 0.0
+        if CONFIGS[algorithm].refuses_critic:
+            values["critic"] = "linear"
         if CONFIGS[algorithm].learns_values:
             values |= {"critic": "linear", "attack": "none"}
             values |= {"policy": "table"} if algorithm == "q_avg" else LEARNS
@@ -225,6 +227,36 @@ def test_schedules_that_do_not_fit_together_are_refused_in_one_line(message):
     with pytest.raises(ConfigError) as caught:
         FmrlConfig(**WRONG[message])
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+LOSSY = [  # what makes a message count for less than its sender thinks
+    {"secagg_bits": 20, "secagg_range": 1.0},
+    *[{"schedule": "async", "restart": "update", **lossy} for lossy in ({"staleness": "polynomial"}, {"fair": True})],
+]
+
+
+@pytest.mark.parametrize("values", LOSSY)
+def test_where_the_server_keeps_the_mean_of_what_clients_keep_no_message_counts_for_less(values):
+    keeps = [name for name, of in CONFIGS.items() if of.refuses_loss]
+    assert keeps == ["scaffold", "lapg"]
+    values = {"num_clients": 8, "clients_per_round": 4, **values}
+    for name in keeps:
+        with pytest.raises(ConfigError, match=f"not for {name}: its server keeps the mean of .*, (and|so)") as caught:
+            config.build(name, values)
+        assert "\n" not in str(caught.value)
+    config.build("ditto", values)
+
+
+def test_a_critic_that_a_fisher_matrix_does_not_know_is_refused():
+    for name in ("npg", "npg_admm"):
+        for critic in ("federated", "local"):
+            with pytest.raises(ConfigError, match=f"critic = '{critic}': not for {name}, whose Fisher matrix knows"):
+                config.build(name, {"critic": critic, "num_clients": 4, "clients_per_round": 4})
+
+
+def test_a_running_mean_that_takes_nothing_new_is_refused():
+    with pytest.raises(ConfigError, match=r"client_momentum = 1\.0: must be a number, 0 to 0\.9999"):
+        FmrlConfig(client_momentum=1.0)
 
 
 def test_clients_of_unlike_networks_and_those_who_answer_each_other_wait_for_all():

@@ -317,8 +317,8 @@ def test_the_efficient_preset_is_run_on_seeds_that_it_was_not_chosen_on(env, sca
 def test_engines_are_compared_by_ranks():
     """Of the 20 ways to choose three ranks of six, two are as far apart as 1, 2, 3 and 4, 5, 6: p = .10."""
     by_engine = {"native": {str(s): [s, 0.0] for s in (1, 2, 3)}, "fused": {str(s): [s, 0.0] for s in (4, 5, 6)}}
-    title, _, _, _, apart, equal = engines.table(ENV, by_engine)
-    assert title == f"## {ENV}: 3 on native, 3 on fused"
+    title, _, _, _, apart, equal = engines.table(by_engine)
+    assert title == "3 seeds on native, 3 seeds on fused"
     assert apart == "| 0 | 2.0 ± 2.5 | 1.5 / 2.0 / 2.5 | 5.0 ± 2.5 | 4.5 / 5.0 / 5.5 | 0.10 |"
     assert equal.endswith("| 1.00 |")
 
@@ -334,7 +334,8 @@ def test_a_comparison_of_engines_goes_on_where_its_file_ends(tmp_path, monkeypat
     assert ran == [f"{ENV}/fused/seed1"]
     found = json.loads((tmp_path / "engines.json").read_text())[ENV]
     assert found == {"native": {"0": [5.0], "1": [6.0]}, "fused": {"0": [7.0], "1": [2.0]}}
-    assert "2 on native, 2 on fused" in (tmp_path / "engines.md").read_text()
+    said = (tmp_path / "engines.md").read_text()
+    assert f"## {ENV}, preset tiny\n\n2 seeds on native, 2 seeds on fused\n" in said
 
 
 def test_engines_differ_in_nothing_else():

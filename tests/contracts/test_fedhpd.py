@@ -11,6 +11,7 @@ from fedjax_rl.algorithms.parts import keep_on_client
 from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import make_env
 from fedjax_rl.federation import secure
+from fedjax_rl.federation.times import Pace
 from fedjax_rl.runs import public_states
 from fedjax_rl.types import Upload
 
@@ -130,6 +131,17 @@ def test_a_message_that_is_not_finite_in_a_later_exchange_leaves_no_trace_of_it(
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.server, after.clients)))
     counts = np.asarray(after.clients["distill_adam"].count)
     assert counts.tolist() == [4, 3, 4]  # the step of that exchange is not kept
+
+
+def test_the_clock_charges_every_exchange_of_a_round():
+    """What is sent up and down at 24 bytes a unit, and half a job's time for each message."""
+    algorithm = make("fedhpd", **SETTINGS)
+    count, _ = algorithm.exchanges
+    simulation = federation(algorithm, n=3, m=3, pace=Pace(up=24.0, down=24.0, link=0.5))
+    _, metrics = simulation.round(simulation.init(jax.random.key(0)))
+    sent = float(metrics["comm/up_bytes"] + metrics["comm/down_bytes"]) / 3
+    assert count > 1 and sent > 0
+    assert float(metrics["clock/time"]) == pytest.approx(1 + sent / 24 + 0.5 * count, abs=1e-3)
 
 
 @pytest.mark.nightly

@@ -67,7 +67,7 @@ class Program:
 
 def plain(robot: str) -> Program:
     """A robot's program without factors."""
-    return Program(engine.text_of(load_asset(f"{robot}.xml"), False))
+    return Program(engine.text_of(engine.source(load_asset(f"{robot}.xml")), False))
 
 
 def same_bits(ours, theirs) -> bool:

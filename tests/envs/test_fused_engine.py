@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from _fused import Program, same_bits
 from test_fused_refusals import PLAIN
 
 from fedjax_rl.cli import main
@@ -34,7 +35,8 @@ physics = engine.make_fused(Model(xml, frame_skip=7))
 made = glob.glob(os.environ["XDG_CACHE_HOME"] + "/fedjax_rl/fused/*.cc")
 after = jax.jit(lambda q: physics.step(physics.init(q, jnp.ones(5)), jnp.ones(1)))(jnp.zeros(5))
 bits = hashlib.sha256(b"".join(x.tobytes() for x in map(jax.device_get, after))).hexdigest()
-print(json.dumps([bits, engine.target(xml, False), hits.count("/jax/compilation_cache/cache_hits"), len(made)]))
+name = engine.target(engine.source(xml), False)
+print(json.dumps([bits, name, hits.count("/jax/compilation_cache/cache_hits"), len(made)]))
 """
 
 
@@ -140,6 +142,42 @@ def test_a_broken_compiler_shows_its_first_error_and_the_next_one_is_tried(tmp_p
     assert next(compiler.candidates()) == (str(broken),) and compiler.find().command != (str(broken),)
 
 
+def test_a_compiler_that_cannot_be_read_is_passed_over(monkeypatch, afresh):
+    monkeypatch.setenv("CXX", "g++ 'no end")
+    assert "no end" not in " ".join(compiler.find().command)
+
+
+def test_what_the_compiler_is_told_besides_changes_no_bit(tmp_path, monkeypatch, afresh):
+    """-ffast-math in $CXX is taken back."""
+    found, rng = compiler.find(), np.random.default_rng(0)
+    rows = [np.float32(rng.normal(size=(64, size))) for size in (5, 5, 5, 1)]
+    text = engine.text_of(engine.source(PLAIN), False)
+    fast = found._replace(command=(*found.command, "-ffast-math", "-Ofast"))
+    assert same_bits(Program(text, fast)(rows, 50), Program(text, found)(rows, 50))
+
+
+def test_a_programs_file_is_named_by_all_that_it_is_made_of(tmp_path, monkeypatch, afresh):
+    """The compiler, its options and XLA's interface; and of a robot also the files that its MJCF includes."""
+    found, header = compiler.find(), tmp_path / "xla/ffi/api/c_api.h"
+    other = found._replace(version="another"), found._replace(command=(*found.command, "-g"))
+    names = []
+    monkeypatch.setattr(cache, "kept", lambda name, make: names.append(name))
+    for used in (found, found, *other):
+        used.build("text")
+    header.parent.mkdir(parents=True)
+    header.write_text("// of another jaxlib")
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
+    found.build("text")
+    assert names[0] == names[1] and len(set(names)) == 4
+    part, xml = tmp_path / "part.xml", f'<mujoco><include file="{tmp_path}/part.xml"/></mujoco>'
+    made = []
+    for damping in (1, 1, 5):
+        joint = f'<joint damping="{damping}"/><geom size="0.1" contype="0" conaffinity="0"/>'
+        part.write_text(f"<mujoco><worldbody><body>{joint}</body></worldbody></mujoco>")
+        made.append(engine.source(xml))
+    assert made[0] == made[1] != made[2]
+
+
 def test_widths_fit_the_processor(monkeypatch, afresh):
     flags = compiler.cpu_flags()
     assert compiler.find().width == (16 if "avx512f" in flags else 8)
@@ -157,7 +195,7 @@ def test_the_handlers_errors_are_one_line():
     state = physics.init(jnp.zeros(model.nq), jnp.zeros(model.nv))
     physics.step(state, jnp.zeros(model.nu))
     shapes = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (model.nq, model.nv, model.nv)]
-    call = jax.ffi.ffi_call(engine.target(PLAIN, False), shapes)
+    call = jax.ffi.ffi_call(engine.target(engine.source(PLAIN), False), shapes)
     for inputs, said in (
         ((*state, jnp.zeros(3)), "fused physics: input 3 must be float32 [1, 1]"),
         ((*state, jnp.zeros(1, jnp.int32)), "fused physics: input 3 must be float32 [1, 1]"),

@@ -76,7 +76,7 @@ def test_64_robots_of_their_own_against_c_after_mj_setConst(name):
         mujoco.mj_setConst(model, data)
         after.append(converged_after(model, [x[8 * k : 8 * k + 8] for x in rows], 1))
         drawn += [factors] * 8
-    own = Program(engine.text_of(load_asset(f"{name}.xml"), True))
+    own = Program(engine.text_of(engine.source(load_asset(f"{name}.xml")), True))
     reference = np.concatenate(after)
     error = relative_error(own([*rows, *map(np.stack, zip(*drawn, strict=True))], 1)[1], reference)
     assert error.max() <= BOUND[name]["factors"]
@@ -87,6 +87,15 @@ def test_64_robots_of_their_own_against_c_after_mj_setConst(name):
 def test_100_steps_have_the_golden_bits(name):
     bits = b"".join(x.tobytes() for x in plain(name)(dyadic_states(name, 64), 100))
     assert hashlib.sha256(bits).hexdigest() == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_a_control_that_is_not_a_number_shows(name):
+    """It is no full drive backwards, which a minimum and a maximum might make of it."""
+    rows = [x.copy() for x in dyadic_states(name, 16)]
+    rows[3][5, 0] = np.nan
+    finite = np.isfinite(plain(name)(rows, 1)[1]).all(1)
+    assert not finite[5] and finite[np.arange(16) != 5].all()
 
 
 @pytest.mark.parametrize("name", ROBOTS)
@@ -140,7 +149,7 @@ def others() -> list[compiler.Compiler]:
 
 @pytest.mark.parametrize("name", NIGHTLY_ANT)
 def test_all_compilers_and_widths_give_the_same_bits(name):
-    rows, text = dyadic_states(name, 64), engine.text_of(load_asset(f"{name}.xml"), False)
+    rows, text = dyadic_states(name, 64), engine.text_of(engine.source(load_asset(f"{name}.xml")), False)
     base = plain(name)(rows, 100)
     if not others():
         pytest.skip("one compiler, one width")
@@ -151,7 +160,7 @@ def test_all_compilers_and_widths_give_the_same_bits(name):
 @pytest.mark.parametrize("name", NIGHTLY_ANT)
 def test_a_thread_with_a_simulation_to_itself_gives_the_same_bits(name):
     """The text as nvcc reads it, W = 1, compiled for this processor."""
-    rows, text = dyadic_states(name, 64), engine.text_of(load_asset(f"{name}.xml"), False)
+    rows, text = dyadic_states(name, 64), engine.text_of(engine.source(load_asset(f"{name}.xml")), False)
     assert same_bits(Program(text, compiler.find()._replace(width=1))(rows, 100), plain(name)(rows, 100))
 
 
@@ -162,7 +171,7 @@ def test_nvcc_compiles_the_text(name, has_factors):
         nvcc = compiler.find_cuda("sm_90")
     except compiler.Unavailable as why:
         pytest.skip(str(why))
-    library = ctypes.CDLL(str(nvcc.build(engine.text_of(load_asset(f"{name}.xml"), has_factors))))
+    library = ctypes.CDLL(str(nvcc.build(engine.text_of(engine.source(load_asset(f"{name}.xml")), has_factors))))
     assert library.step
 
 

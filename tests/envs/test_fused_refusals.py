@@ -68,7 +68,13 @@ CHANGES = {
     "level floor": ('type="plane"', 'type="plane" euler="0 10 0"'),
     "anything but a sphere or capsule": ('type="sphere" size="0.2"', 'type="box" size="0.2 0.2 0.2"'),
     "pyramidal": ('name="ankle" axis="0 1 0"', 'name="ankle" axis="1 0 0"'),
-    "negative solref": ('name="pair"', 'name="pair" solref="-100 -1"'),
+    "surfacevel": ('pos="0 0 0.25"', 'surfacevel="1 0 0 0 0 0"'),
+    "a polynomial actuator damping": ('gear="3"', 'damping="0 2"'),
+    "range narrower than twice its margin": ('range="-40 40"', 'margin="0.8" range="-40 40"'),
+    "capsule aslant": ('fromto="0 0 0 0.3 0 -0.2"', 'fromto="0 0 0 0.3 0.1 -0.2"'),
+    "solref that is not positive": ('name="pair"', 'name="pair" solref="0.02 0"'),
+    "solref that is not": ('name="pair"', 'name="pair" solref="-100 -1"'),
+    "solref that": ('name="pair"', 'name="pair" solref="0.5 -1"'),
     "solimp with a power": ('name="pair"', 'name="pair" solimp="0.9 0.95 0.001 0.5 3"'),
 }
 
@@ -98,3 +104,75 @@ def test_what_is_not_carried_is_named_when_the_environment_is_made(said):
     mujoco.MjModel.from_xml_string(xml)
     with pytest.raises(ValueError, match=f"fused physics does not carry .*{said}"):
         engine.make_fused(Model(xml, frame_skip=1))
+
+
+CART = """
+<mujoco>
+  <option timestep="0.01" cone="elliptic"/>
+  <default><geom contype="0" conaffinity="0"/></default>
+  <worldbody>
+    <geom name="floor" type="plane" size="1 1 1"/>
+    <body pos="0 0 0.09">
+      <joint name="x" type="slide" axis="1 0 0"/>
+      <joint name="z" type="slide" axis="0 0 1"/>
+      <geom name="ball" type="sphere" size="0.1"/>
+    </body>
+  </worldbody>
+  <contact><pair name="pair" geom1="floor" geom2="ball"/></contact>
+  <actuator><motor joint="x"/></actuator>
+</mujoco>
+"""
+SLIDE = '<joint name="z" type="slide" axis="0 0 1"/>'
+NEEDLE = '<inertial pos="0 0 0" mass="8e-5" diaginertia="1e-9 1e-9 1e-10"/>'
+PAIR, BALL = 'name="pair"', 'type="sphere" size="0.1"'
+FLAT = {"elliptic": "pyramidal"}
+# What MuJoCo makes of values at the edge of what it allows, and of robots unlike ours.
+EDGES = {
+    "a point that cannot move along z": {SLIDE: ""},
+    "the same in a pyramid": {SLIDE: "", **FLAT},
+    "no friction": {PAIR: f'{PAIR} friction="0 0 0 0 0"'},
+    "no friction in a pyramid": {PAIR: f'{PAIR} friction="0 0 0 0 0"', **FLAT},
+    "solimp of no width": {PAIR: f'{PAIR} solimp="0.5 0.95 0"'},
+    "solimp of a width below 0": {PAIR: f'{PAIR} solimp="0.5 0.95 -1"'},
+    "solimp with its middle below": {PAIR: f'{PAIR} solimp="0.1 0.95 0.1 0 2"'},
+    "solimp with its middle above": {PAIR: f'{PAIR} solimp="0.1 0.95 0.1 1.5 2"'},
+    "a capsule across the plane": {BALL: 'type="capsule" size="0.1 0.2" euler="90 0 0"', **FLAT},
+    "a static foot": {
+        '<body pos="0 0 0.09">': '<body><geom name="foot" size="0.1"/><body pos="0 0 0.2">',
+        'type="slide" axis="1 0 0"': 'axis="0 1 0"',
+        SLIDE: "",
+        BALL: f'{BALL} pos="0.1 0 -0.11"',
+        "</body>": "</body></body>",
+        "<contact>": '<contact><pair geom1="floor" geom2="foot"/>',
+    },
+    "a needle of 80 mg": {
+        'type="slide" axis="1 0 0"': 'axis="0 0 1"',
+        SLIDE: NEEDLE + f'<body euler="0 45 0"><joint axis="0 1 0"/>{NEEDLE}</body>',
+        'joint="x"': 'joint="x" gear="1e-7"',
+        f'<pair {PAIR} geom1="floor" geom2="ball"/>': "",
+    },
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_edges_of_what_is_carried_step_like_mujoco(edge):
+    xml = CART
+    for old, new in EDGES[edge].items():
+        assert xml.count(old) == 1
+        xml = xml.replace(old, new)
+    made, model = robot.read(xml), mujoco.MjModel.from_xml_string(xml)
+    model.opt.iterations, model.opt.ls_iterations, model.opt.tolerance = 300, 200, 1e-15
+    data = mujoco.MjData(model)
+    data.qvel[:], data.ctrl[:] = (5.0, -0.3)[: model.nv], 1.0
+    for _ in range(3):
+        state = [[Scalar(float(x)) for x in row] for row in (data.qpos, data.qvel, data.qacc_warmstart, data.ctrl)]
+        q, v, _ = step.step(made, *state, constants.plain(made))
+        mujoco.mj_step(model, data)
+        np.testing.assert_allclose([x.value for x in v], data.qvel, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose([x.value for x in q], data.qpos, rtol=1e-6, atol=1e-8)
+
+
+def test_a_pair_with_a_body_that_cannot_be_pushed_is_refused():
+    xml = CART.replace('type="slide" axis="1 0 0"', 'axis="0 1 0"').replace(SLIDE, "")
+    with pytest.raises(ValueError, match="a pair with a body whose centre of mass nothing moves"):
+        robot.read(xml)

@@ -1,7 +1,7 @@
 """`python tests/faults`: every family of faults with its full count; `python tests/faults damage ...`: some of them.
 
 Each family that was run replaces its own rows of the table in docs/reliability.md. `python tests/faults soak` makes
-long runs of every preset, for the table of their own there.
+long runs of the robots' presets, or of those that it is given (`soak paper`), for the table of their own there.
 """
 
 import os
@@ -19,7 +19,6 @@ sys.path.insert(0, str(HERE.parent))
 
 from faults import damage, ends, paths, processes, streams, suite  # noqa: E402
 from faults.outcome import REFUSED, SURVIVED, Case, tally  # noqa: E402
-from fedjax_rl.config.presets import PRESETS  # noqa: E402
 
 PAGE = HERE.parents[1] / "docs" / "reliability.md"
 HEAD = ("fault", "tried", "survived", "refused", "data lost", "tracebacks", "silent", "minutes")
@@ -80,20 +79,27 @@ def line(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def soak() -> None:
-    """Five hundred rounds of every preset."""
-    lines = [
-        "| preset | rounds | with a NaN | memory after a tenth [MiB] | at the end | growth | compilations | bits |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+def soak(presets: Sequence[str]) -> None:
+    """Five hundred rounds of each preset; its row of the table replaces the old one."""
+    head = (
+        "preset",
+        "rounds",
+        "with a NaN",
+        "memory after a tenth [MiB]",
+        "at the end",
+        "growth",
+        "compilations",
+        "bits",
+    )
+    kept = {row.split("|")[1].split()[0]: row for row in published("python tests/faults soak")[2:]}
     with tempfile.TemporaryDirectory() as directory:
-        for name in PRESETS:
+        for name in presets:
             s = suite.soak(Path(directory), name)
-            growth = f"{100 * (s.late / s.early - 1):+.1f} %"
-            memory, bits = f"{s.early:.0f} | {s.late:.0f} | {growth}", "the same" if s.equal else "OTHERS"
-            lines.append(f"| {name} | {s.rounds} | {s.bad} | {memory} | {s.compiled} | {bits} |")
-            print(lines[-1], flush=True)
-    publish("python tests/faults soak", lines)
+            growth, bits = f"{100 * (s.late / s.early - 1):+.1f} %", "the same" if s.equal else "OTHERS"
+            kept[name] = line([name, s.rounds, s.bad, f"{s.early:.0f}", f"{s.late:.0f}", growth, s.compiled, bits])
+            print(kept[name], flush=True)
+            rows = [kept[known] for known in suite.SOAKED if known in kept]
+            publish("python tests/faults soak", [line(head), "|---" * len(head) + "|", *rows])
 
 
 def published(command: str) -> list[str]:
@@ -109,9 +115,8 @@ def publish(command: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["soak"]:
-        soak()
-    elif unknown := set(sys.argv[1:]) - set(FAMILIES):
-        sys.exit(f"unknown: {', '.join(unknown)}; known: soak, {', '.join(FAMILIES)}")
-    else:
-        main(sys.argv[1:] or tuple(FAMILIES))
+    long = sys.argv[1:2] == ["soak"]
+    names, known = (sys.argv[2:], tuple(suite.SOAKED)) if long else (sys.argv[1:], tuple(FAMILIES))
+    if unknown := sorted(set(names) - set(known)):
+        sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(known if long else ('soak', *known))}")
+    (soak if long else main)(names or known)

@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 from faults.outcome import Answer, Case, judge
 from faults.suite import TIMES
-from faults.worker import Worker, each
+from faults.worker import ENV, Worker, each
 
 LITTLE = "--preset tiny --episodes 1 --local-steps 1 --new-clients 0 --adapt-steps 0".split()
 TINY = [*LITTLE, "--eval-every", "1", "--keep-every", "1"]
-SMALL = ["fedavg", "--env", "navigation", *TINY]
+SMALL = ["fedavg", "--env", ENV, *TINY]
 RECORDS = ("metrics.jsonl", "eval.jsonl")
 BESIDE = (*TIMES, "crc32", "final")  # keys of records that may differ between a run and itself
 # what is said where a file is not known to have been there
 MISSED = {"eval.jsonl": "no final evaluation", "sweep.json": "is not a run directory", "digest.json": "has no digest"}
-STEEP = ["--hidden", "4", "--server", "sgd", "--server-lr", "1000", "--local-lr", "100", "--max-change-norm", "0"]
+STEEP = "--env navigation --hidden 4 --server sgd --server-lr 1000 --local-lr 100 --max-change-norm 0".split()
 BASES: dict[str, list[str]] = {
     "run": ["train", *SMALL, "--rounds", "4"],
     "sweep": ["sweep", *SMALL, "--rounds", "6", "--seeds", "0:2"],
-    "steep": ["train", *SMALL, *STEEP, "--rounds", "2", "--nan-dump", "1"],
+    "steep": ["train", "fedavg", *TINY, *STEEP, "--rounds", "2", "--nan-dump", "1"],
     "robot": ["train", "fedavg", *TINY, "--rounds", "2", "--backend", "fused"],
 }
 COMMANDS: dict[tuple[str, str], list[str]] = {

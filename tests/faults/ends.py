@@ -18,10 +18,10 @@ from typing import NamedTuple
 from faults.damage import LITTLE, records_of
 from faults.outcome import LOST, SILENT, SURVIVED, TRACEBACK, Answer, Case, is_traceback
 from faults.streams import Drain
-from faults.worker import Worker, each
+from faults.worker import ENV, Worker, each
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-SMALL = ["fedavg", "--env", "navigation", *LITTLE, "--eval-every", "0"]
+SMALL = ["fedavg", "--env", ENV, *LITTLE, "--eval-every", "0"]
 LONG = ["train", *SMALL, "--rounds", "150", "--save-every", "1000", "--out", "run"]
 SAVING = ["train", *SMALL, "--rounds", "12", "--save-every", "1", "--out", "run"]
 SWEEP = ["sweep", *SMALL, "--rounds", "3", "--seeds", "0:1", "--grid", "local_steps=1,2", "--out", "run"]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from faults.damage import LITTLE, records_of
 from faults.outcome import LOST, REFUSED, SURVIVED, TRACEBACK, Case, is_traceback, judge
-from faults.worker import Worker, each
+from faults.worker import ENV, Worker, each
 
-TRAIN = ["train", "fedavg", "--env", "navigation", *LITTLE, "--eval-every", "0", "--rounds", "2", "--quiet"]
+TRAIN = ["train", "fedavg", "--env", ENV, *LITTLE, "--eval-every", "0", "--rounds", "2", "--quiet"]
 SIGNS = [chr(number) for number in (1, 7, 8, 9, 10, 11, 13, 14, 27, 31, 127)]
 SIGNS += [*"'\"`$*?[]{}()%#|;&<>:\\!=,@+^~ -._"]
 SIGNS += [

@@ -13,7 +13,8 @@ from faults import suite
 from faults.outcome import LOST, REFUSED, SILENT, Answer, Case, judge
 from fedjax_rl.runs import rundir
 
-TINY = ("fedavg", "--preset", "tiny", "--env", "probe/delayed", "--hidden", "4", "--num-clients", "4")
+ENV = os.environ.get("FAULTS_ENV", "probe/delayed")  # as in worker.py, with a quicker one where none is named
+TINY = ("fedavg", "--preset", "tiny", "--env", ENV, "--hidden", "4", "--num-clients", "4")
 SMALL = (*TINY, "--clients-per-round", "2", "--episodes", "1", "--local-steps", "1", "--new-clients", "0")
 TRAIN = ("train", *SMALL, "--adapt-steps", "0", "--rounds", "40", "--save-every", "10", "--eval-every", "0")
 PHASES = ("compilation", "a round", "a save", "the last evaluation")

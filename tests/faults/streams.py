@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from faults import damage
 from faults.outcome import Answer, Case, judge
-from faults.worker import Worker, each
+from faults.worker import ENV, Worker, each
 
-SHORT = ["--preset", "tiny", "--env", "navigation", "--episodes", "1", "--local-steps", "1", "--rounds", "2"]
+SHORT = ["--preset", "tiny", "--env", ENV, "--episodes", "1", "--local-steps", "1", "--rounds", "2"]
 SHORT += ["--new-clients", "0", "--adapt-steps", "0", "--eval-every", "0"]
 COMMANDS: dict[str, list[str]] = {
     "train": ["train", "fedavg", *SHORT, "--out", "new"],

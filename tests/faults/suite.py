@@ -15,12 +15,11 @@ from typing import NamedTuple
 import jax
 
 from faults.outcome import LOST, REFUSED, SILENT, SURVIVED, TRACEBACK, Answer, Case, is_traceback
-from faults.worker import Worker
+from faults.worker import ENV, Worker
 from fedjax_rl.runs import assemble, checkpoint, rundir
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.records import sound
 
-ENV = os.environ.get("FAULTS_ENV", "navigation")  # of the runs that are killed, starved and configured impossibly
 SMALL = ("fedavg", "--preset", "tiny", "--env", ENV, "--episodes", "1", "--new-clients", "0", "--adapt-steps", "0")
 TIMES = ("sys/round_s", "sys/env_steps_per_s", "sys/compile_s", "time")
 
@@ -200,6 +199,19 @@ class Soak(NamedTuple):
     equal: bool
 
 
+# The presets of robots and an algorithm that each is for.
+SOAKED = {
+    "laptop": "fmrl",
+    "efficient": "fmrl",
+    "paper": "fmrl",
+    "tiny": "fmrl",
+    "fedpg": "fedavg",
+    "a3c": "fedavg",
+    "fedbuff": "fmrl",
+    "afedpg-theory": "afedpg",
+}
+
+
 def soak(home: Path, preset: str, rounds: int = 500) -> Soak:
     """So many rounds of a preset, its memory watched from outside; then the last ones again."""
     run, errors = home / preset, home / f"{preset}.stderr"
@@ -220,6 +232,7 @@ def soak(home: Path, preset: str, rounds: int = 500) -> Soak:
         "-m",
         "fedjax_rl",
         "train",
+        SOAKED[preset],
         "--preset",
         preset,
         *options,

@@ -26,6 +26,7 @@ from faults.outcome import Answer
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER = 1, 2, 3
 HUNG_S = 300.0
+ENV = os.environ.get("FAULTS_ENV", "navigation")  # of the small runs: a robot's name tries its physics engine too
 STATE = "the newest state of"  # what a worker is asked besides commands
 
 

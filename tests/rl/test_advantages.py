@@ -132,6 +132,20 @@ def test_normalise_has_mean_zero_and_deviation_one_over_valid_steps():
     assert not np.any(normalise(jnp.full((2, 3), 7.0), jnp.asarray(mask)))
 
 
+@pytest.mark.parametrize("scale", ["normalised", "whitened"])
+def test_advantages_that_are_all_equal_have_a_gradient(scale):
+    """d/dx sum_i w_i A_i(x) at equal A is (w - mean w) / epsilon, and elsewhere that of finite differences."""
+    epsilon = {"normalised": 1e-6, "whitened": 1e-5}[scale]
+    mask, weights = jnp.ones((1, 4), bool), np.array([[1.0, 2.0, -1.0, 4.0]])
+    with jax.enable_x64(True):
+        value = lambda x: jnp.sum(weights * advantages.SCALES[scale](x, mask))
+        got = jax.grad(value)(jnp.full((1, 4), 3.0))
+        np.testing.assert_allclose(got, (weights - weights.mean()) / epsilon, rtol=1e-9)
+        x = np.array([[0.3, -1.0, 2.0, 0.7]])
+        numeric = [(value(x + 1e-6 * e) - value(x - 1e-6 * e)) / 2e-6 for e in np.eye(4)[:, None]]
+        np.testing.assert_allclose(jax.grad(value)(jnp.asarray(x))[0], numeric, rtol=1e-6)
+
+
 def test_a_batchs_advantages_are_normalised_residuals_of_the_discounted_return():
     """At lambda 1: (G - V) standardised, G the discounted return-to-go, V its ridge fit."""
     mask = prefix_mask()

@@ -56,7 +56,7 @@ def dqn_avg(
       learn_after: transitions that the replay must hold before anything is learned.
       batch: B, transitions of a learning step.
       capacity: C, transitions that the replay can hold.
-      sync: learning steps after which the model becomes the target; for "gradients" the server's updates.
+      sync: local steps after which the model becomes the target; for "gradients" the server's updates.
       epsilon_start, epsilon_decay, epsilon_floor: as above.
       keep: what a client keeps from round to round: "none"; "replay"; or "all", also the state of its optimizer and its
         running episode.

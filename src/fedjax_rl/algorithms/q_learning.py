@@ -46,7 +46,7 @@ def q_learning(
 ) -> Callable[[Work, Task, Key], Work]:
     """`local_steps` times: `learn_every` epsilon-greedy steps into the replay, then a learning step on a batch of it.
 
-    A learning step is one of `opt` along what `direction` makes of the gradient. After every `sync` of them the model
+    A learning step is one of `opt` along what `direction` makes of the gradient. In every `sync`-th turn the model then
     becomes the target. While the replay holds fewer than `learn_after` transitions there is none. A step that moves
     nothing is none.
 

@@ -50,6 +50,7 @@ class ScaffoldConfig(ServerConfig):
 
     algorithm: ClassVar[str] = "scaffold"
     refuses_stragglers: ClassVar[str] = "its variates are means over all local steps"
+    refuses_loss: ClassVar[str] = "its server keeps the mean of the clients' variates"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ class NpgConfig(ChangeConfig):
     """NPG: natural policy-gradient steps in a trust region on each client, the server takes their mean."""
 
     algorithm: ClassVar[str] = "npg"
+    refuses_critic: ClassVar[str] = "whose Fisher matrix knows the policy alone"
     beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "local_lr", "server", "server_lr", "max_change_norm")
     local_steps: int = number(1, 1, 10_000)  # steps of a client on the same batch, each with a trust region of its own
     local_lr: float = number(1.0, 0, 100, above=True)  # share of the step that the trust region allows
@@ -28,6 +29,7 @@ class NpgAdmmConfig(ServerConfig):
     """FedNPG-ADMM: the federation's natural policy gradient, by one iteration of ADMM a round among all clients."""
 
     algorithm: ClassVar[str] = "npg_admm"
+    refuses_critic: ClassVar[str] = "whose Fisher matrix knows the policy alone"
     refuses_async: ClassVar[str] = "its iteration needs all clients in every round"
     refuses_stragglers: ClassVar[str] = "it solves for one direction"
     beyond_presets: ClassVar[tuple[str, ...]] = ("clients_per_round", "local_steps", "server", "server_lr")
@@ -55,7 +57,7 @@ class FedPgBrConfig(ServerConfig, SendingConfig):
     algorithm: ClassVar[str] = "fedpg_br"
     refuses_async: ClassVar[str] = "its server compares gradients at one model"
     refuses_stragglers: ClassVar[str] = "it sends one gradient"
-    beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps",)
+    beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "server_half_life")
     local_steps: int = number(1, 1, 1)  # a gradient
     inner_batch: int = number(4, 1, 100_000)  # b, episodes of each step of the server
     # mean of the geometric number of the server's steps (published: (episodes + inner_batch) / inner_batch)

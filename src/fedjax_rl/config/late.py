@@ -62,6 +62,7 @@ class LapgConfig(ServerConfig):
 
     algorithm: ClassVar[str] = "lapg"
     refuses_stragglers: ClassVar[str] = "it sends one gradient"
+    refuses_loss: ClassVar[str] = "its server keeps the mean of what the clients sent last"
     beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "server", "server_lr")
     local_steps: int = number(1, 1, 1)  # a gradient
     server: str = name("sgd", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`

@@ -49,6 +49,8 @@ class Config:
     model: ClassVar[str] = "personal"  # what an evaluation starts from: the client's model, or the global one
     refuses_stragglers: ClassVar[str] = ""  # why no client may take fewer local steps; "" where it may
     refuses_async: ClassVar[str] = ""  # why its clients must wait for each other; "" where they need not
+    refuses_critic: ClassVar[str] = ""  # why no value function may be learned with the policy; "" where one may
+    refuses_loss: ClassVar[str] = ""  # why no message may count for less than was sent; "" where it may
     beyond_presets: ClassVar[tuple[str, ...]] = ()  # options whose default is the algorithm's, whatever the preset
     learns_values: ClassVar[bool] = False  # are values of actions learned, so that the largest one acts?
     learns_strategy: ClassVar[bool] = False  # do clients decide on numbers of their loss?
@@ -164,6 +166,10 @@ class Config:
                 )
         if self.kinds:
             self._refuse_kinds()
+        if self.critic in ("federated", "local") and self.refuses_critic:
+            raise ConfigError(
+                f"critic = {self.critic!r}: not for {self.algorithm}, {self.refuses_critic}; take linear or none"
+            )
         if self.critic == "local" and not isinstance(self, ChangeConfig):
             raise ConfigError(f"critic = 'local': not for {self.algorithm}, whose message is no change of a model")
         why = "local_steps = 1 cannot be fewer" if self.local_steps == 1 else self.refuses_stragglers
@@ -210,7 +216,9 @@ class SendingConfig(Config):
     # what a client does with what it did not send: forgets it (none), adds it to the next message (classic), or sends
     # differences (ef21); auto: classic for top_k, sign, low_rank and top_k+quantise, none for the others
     feedback: str = name("auto", "auto", "none", "classic", "ef21")
-    client_momentum: float = number(0.0, 0, 1)  # decay of the running mean that a client sends of its messages (0: off)
+    client_momentum: float = number(
+        0.0, 0, 0.9999
+    )  # decay of the running mean that a client sends of its messages (0: off)
     downlink_bits: int = number(0, 0, 16)  # bits of a number that the server sends (0: all 32)
 
 
@@ -220,7 +228,7 @@ class ServerConfig(Config):
 
     server: str = name("adam", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
     server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
-    server_half_life: float = number(0.0, 0, BIG)  # rounds in which that rate falls to half (0: it stays)
+    server_half_life: float = number(0.0, 0, BIG)  # steps of it in which its rate falls to half (0: it stays)
 
 
 @dataclass(frozen=True, kw_only=True)

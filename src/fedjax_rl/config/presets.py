@@ -178,6 +178,10 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
     values = {key: value for key, value in PRESETS[name].items() if key in legal}
     if not config_class(algorithm).keeps_models:
         values.pop("kinds", None)
+    if config_class(algorithm).refuses_critic and values.get("critic") in ("federated", "local"):
+        values.pop("critic")
+    if config_class(algorithm).refuses_loss:
+        values.pop("staleness", None)
     if config_class(algorithm).refuses_async:
         values = {key: value for key, value in values.items() if key not in ("schedule", *schedules.ASYNC)}
         if values.get("clients_per_round") == 0:

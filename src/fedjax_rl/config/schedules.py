@@ -71,6 +71,12 @@ def _refuse_async(config: Any) -> None:
             f"clients_per_round = {lanes}: with restart = 'abort' an update begins all anew, so no more than "
             f"buffer = {size} arrivals are ever computed together; take {size} or 0"
         )
+    for factor, nothing in (("staleness", "constant"), ("fair", False)):
+        if config.refuses_loss and getattr(config, factor) != nothing:
+            why = f"{config.refuses_loss}, so every message counts as it was sent"
+            raise ConfigError(
+                f"{factor} = {getattr(config, factor)!r}: not for {config.algorithm}: {why}; leave it out"
+            )
     if config.fair and config.restart == "abort":
         raise ConfigError(
             "fair: not with restart = 'abort', whose clients also begin what never arrives; take harmonic"

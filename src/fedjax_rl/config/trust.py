@@ -132,6 +132,10 @@ def _refuse_secure_sum(config: Any) -> None:
                     f"{name} = {getattr(config, name)}: only with secagg_bits; set that (20), or leave it"
                 )
         return
+    if config.refuses_loss:
+        raise ConfigError(
+            f"secagg_bits: not for {config.algorithm}: {config.refuses_loss}, and a sum that is not opened is lost"
+        )
     if bits < 4:
         raise ConfigError(f"secagg_bits = {bits}: must be 0 (off) or 4 to 24; 20 is usual")
     if not config.secagg_range:

@@ -16,6 +16,7 @@ class ValueConfig(ChangeConfig):
     """Options of the algorithms that learn values."""
 
     learns_values: ClassVar[bool] = True
+    refuses_critic: ClassVar[str] = "which learns values"
     beyond_presets: ClassVar[tuple[str, ...]] = _OWN
     # task family with discrete actions: finite/random, gymnax/NAME, or your own as module:name
     env: str = registered("environment", "finite/random")
@@ -26,8 +27,6 @@ class ValueConfig(ChangeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.critic not in ("linear", "none"):
-            raise ConfigError(f"critic = {self.critic!r}: not for {self.algorithm}, which learns values; leave it out")
         for why in self._misfits():
             raise ConfigError(why)
 
@@ -51,7 +50,7 @@ class DqnAvgConfig(ValueConfig):
     learn_after: int = number(32, 1, BIG)  # transitions that the replay must hold before anything is learned
     batch: int = number(16, 1, 100_000)  # transitions of a learning step
     capacity: int = number(1000, 1, BIG)  # transitions that a client's replay can hold
-    sync: int = number(10, 1, BIG)  # learning steps after which the model becomes the target (gradients: rounds)
+    sync: int = number(10, 1, BIG)  # local steps after which the model becomes the target (gradients: rounds)
     error: str = name("mse", "mse", "huber")  # of the values: the square, or Huber's with bound 1
     epsilon_start: float = number(1.0, 0, 1)  # first probability of an action drawn at random
     epsilon_decay: float = number(0.99, 0, 1, above=True)  # its factor after each learning step of the client

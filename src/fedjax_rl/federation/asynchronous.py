@@ -12,7 +12,7 @@ from fedjax_rl.federation import clock as clocks
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.clock import Clock, Schedule
 from fedjax_rl.federation.exchange import PLAIN, Exchange, Keys, Wires
-from fedjax_rl.federation.metrics import Work, of_round
+from fedjax_rl.federation.metrics import Work, of_round, sent_once
 from fedjax_rl.federation.plan import Lanes, plan, shown_of
 from fedjax_rl.federation.simulate import (
     AGGREGATE,
@@ -32,7 +32,7 @@ from fedjax_rl.federation.simulate import (
     stream,
 )
 from fedjax_rl.federation.staleness import CONSTANT, Discount
-from fedjax_rl.federation.times import EQUAL, TICKS, Duration, Pace, durations
+from fedjax_rl.federation.times import EQUAL, LONGEST, TICKS, Duration, Pace, durations
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.types import HEALTH, Aggregator, Algorithm, Array, Attack, Key, Metrics, Server, Tree, Upload
@@ -117,7 +117,7 @@ class _Federation(NamedTuple):
         on_links = sum(self.pace.links(speeds, down, up))
         aborts = self.schedule.restart == "abort"
         duration = durations(stream(key, DELAY), speeds, self.pace.noise, 0.0 if aborts else on_links)
-        return duration, jnp.round(TICKS * jnp.max(on_links)).astype(jnp.int32) * aborts
+        return duration, jnp.round(TICKS * jnp.minimum(jnp.max(on_links), LONGEST)).astype(jnp.int32) * aborts
 
     def message(self, state: State) -> Tree:
         """What a client sends, in shapes; () where no time depends on its size, so that nothing is traced twice."""
@@ -180,6 +180,8 @@ class _Federation(NamedTuple):
         work = Work(lanes.client, heard, finite, present, lanes.valid, malicious)
         sizes = self.exchange.sizes(one_of(upload.message), state.server.shared)
         metrics = of_round(work, client_metrics, *sizes) | shown
+        if self.schedule.restart == "abort":
+            metrics |= sent_once(work, self.exchange.num_clients, self.schedule.in_flight, *sizes)
         return state._replace(
             server=server,
             clients=clients,

@@ -61,6 +61,16 @@ def of_round(work: Work, client_metrics: Metrics, up: float, down: float) -> Met
     }
 
 
+def sent_once(work: Work, num_clients: int, in_flight: int, up: float, down: float) -> Metrics:
+    """What is sent where an update ends all work: a client's arrivals are one message, and all are sent a new model."""
+    uploads = jnp.zeros(num_clients, bool).at[work.ids].max(work.heard & work.valid).sum()
+    return {
+        "comm/uploads": uploads,
+        "comm/up_bytes": uploads * up,
+        "comm/down_bytes": jnp.asarray(in_flight) * (down if up else 0.0),
+    }
+
+
 def mean_where(chosen: Array, values: Array) -> Array:
     """Mean of values [M] over the chosen ones; NaN when nobody is chosen."""
     return jnp.where(chosen, values, 0.0).sum() / jnp.where(chosen.any(), chosen.sum(), jnp.nan)

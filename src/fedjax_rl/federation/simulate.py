@@ -1,7 +1,7 @@
 """The engine: one round of a federation as one pure function of one pytree."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -142,6 +142,8 @@ def make_simulation(
     ([1.0, 1.0], (20,))
     """
     exchange = Exchange(algorithm, aggregator, wires, num_clients, attack)
+    if pace is not None:
+        pace = pace._replace(link=pace.link * exchange.times)  # for each message of a round
 
     def init(key: Key) -> State:
         state, _ = first_state(exchange, sample_tasks, key)
@@ -164,7 +166,7 @@ def make_simulation(
         key = functools.partial(stream, state.key, round=state.round)
         ids, chosen, malicious, shared, old, tasks, keys = selected(state)
         upload, new, client_metrics = placement.map_clients(exchange.work, num_broadcast=1)(shared, old, tasks, keys)
-        sizes = exchange.sizes(one_of(upload.message), shared)
+        sizes = [size * exchange.times for size in exchange.sizes(one_of(upload.message), shared)]
         present = jax.vmap(jax.random.uniform)(per_client(key(DROPOUT), ids)) >= dropout
         clock, times = state.clock, {}
         if pace is not None:
@@ -178,7 +180,7 @@ def make_simulation(
         done = exchange.absorb((upload, new), old, arrived, state.server, state.aggregator, keys_now, harmful)
         done = exchange.again(done, tasks, keys, keys_now, harmful)
         work = Work(ids, done.heard, done.finite, present, chosen, malicious)
-        metrics = of_round(work, client_metrics, *[size * exchange.times for size in sizes])
+        metrics = of_round(work, client_metrics, *sizes)
         return state._replace(
             server=done.server,
             clients=trees.put(state.clients, ids, done.own[0]),
@@ -214,7 +216,7 @@ def first_state(exchange: Exchange, sample_tasks: Callable[[Key, int], Tree], ke
 
 
 def lasting(
-    pace: Pace, state: State, ids: Array, chosen: Array, weights: Array, sizes: tuple[float, float], wait_for: int
+    pace: Pace, state: State, ids: Array, chosen: Array, weights: Array, sizes: Sequence[float], wait_for: int
 ) -> tuple[Array, Array]:
     """(Who of a cohort [M] is in time, ticks that the round lasts).
 

@@ -101,8 +101,7 @@ def normalise(advantage: Array, mask: Array) -> Array:
     count = jnp.maximum(jnp.sum(mask), 1)
     mean = jnp.sum(jnp.where(mask, advantage, 0.0)) / count
     centred = jnp.where(mask, advantage - mean, 0.0)
-    std = jnp.sqrt(jnp.sum(centred**2) / count)
-    return centred / (std + NORMALISE_EPS)
+    return centred / (_root(jnp.sum(centred**2) / count) + NORMALISE_EPS)
 
 
 def whiten(advantage: Array, mask: Array) -> Array:
@@ -114,7 +113,13 @@ def whiten(advantage: Array, mask: Array) -> Array:
     count = jnp.sum(mask)
     mean = jnp.sum(jnp.where(mask, advantage, 0.0)) / jnp.maximum(count, 1)
     centred = jnp.where(mask, advantage - mean, 0.0)
-    return centred / (jnp.sqrt(jnp.sum(centred**2) / jnp.maximum(count - 1, 1)) + WHITEN_EPS)
+    return centred / (_root(jnp.sum(centred**2) / jnp.maximum(count - 1, 1)) + WHITEN_EPS)
+
+
+def _root(variance: Array) -> Array:
+    """Its square root, whose gradient at 0 is 0: there the plain one's is infinite, and 0 times it NaN."""
+    some = variance > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1.0)), 0.0)
 
 
 SCALES = {"normalised": normalise, "whitened": whiten, "plain": lambda advantage, mask: advantage}

@@ -130,7 +130,10 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: An
 
 
 def server_rate(rate: Array | float, half_life: Array | float) -> optax.ScalarOrSchedule:
-    """rate * 2^(-round / half_life), the round as the optimiser's state counts it; `rate` for a half-life of 0."""
+    """rate * 2^(-n / half_life) after n steps of the server's optimizer; `rate` for a half-life of 0.
+
+    A synchronous round is one step, but for `fedpg_br`, which makes several; an asynchronous one has a step an update.
+    """
     if isinstance(half_life, float) and half_life == 0.0:
         return rate
     return lambda count: rate * 0.5 ** (count / half_life)

@@ -63,4 +63,4 @@ def with_lanes(config: Config) -> Config:
         return config
     buffer = config.buffer or 1
     one = schedule_of(replace(config, clients_per_round=buffer, buffer=buffer))
-    return replace(config, clients_per_round=buffer * plan.good_updates(one, speeds))
+    return replace(config, buffer=buffer, clients_per_round=buffer * plan.good_updates(one, speeds))

@@ -127,7 +127,7 @@ class _Stepper:
             batch = self.batch(len(rows_in), factors)
             rows = batch.state[:, 1 : 1 + self.width]  # column 0 is the time, which nothing reads
             rows[:] = rows_in
-            batch.ctrl[:] = ctrl.reshape(-1, self.model.nu)
+            batch.ctrl[:] = ctrl.reshape(len(rows_in), self.model.nu)
             try:
                 batch.step(nstep=self.frame_skip)
             except SimulationError as error:

@@ -25,7 +25,15 @@ from fedjax_rl.envs.physics.fused import cache
 STATES = 3  # qpos, qvel, qacc_warmstart: the inputs that a step also gives out
 _CHUNK = 4  # vectors that a thread takes at a time
 _BLOCK = 32  # simulations of a block of a GPU
-_FLAGS = ("-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-tree-vectorize")
+_FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fno-fast-math",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fno-tree-vectorize",
+)
 _LIBRARY = ("-shared", "-fPIC", "-s")
 # A vector wider than the register takes 30 times as long, and a minute to compile.
 _MACHINE = {16: ("-mavx512f", "-mfma"), 8: ("-mavx2", "-mfma"), 1: ("-mfma",)}
@@ -55,7 +63,9 @@ class Compiler(NamedTuple):
         is_cuda = Path(self.command[0]).name == "nvcc"
         own = _CUDA if is_cuda else (*_FLAGS, *_LIBRARY, *_MACHINE[self.width])
         options = [*own, f"-DW={self.width}"]
-        parts = [text, self.version, *self.command, *options, *sorted(cpu_flags())]
+        # its header has the version of the interface, which an older jaxlib does not load
+        header = hashlib.sha256(Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_bytes()).hexdigest()
+        parts = [text, header, self.version, *self.command, *options, *sorted(cpu_flags())]
         return cache.kept(f"{digest(*parts)}.so", lambda path: self._compile(text, options, path))
 
     def _compile(self, text: str, options: list[str], path: Path) -> None:
@@ -132,7 +142,11 @@ def find_cuda(arch: str = "native") -> Compiler:
 
 def candidates() -> Iterator[tuple[str, ...]]:
     """Commands to try: $CXX, g++, c++, clang++, and Clang of the `ziglang` wheel."""
-    if own := shlex.split(os.environ.get("CXX", "")):
+    try:
+        own = shlex.split(os.environ.get("CXX", ""))
+    except ValueError:  # a quotation without an end: no command
+        own = []
+    if own:
         yield tuple(own)
     for name in ("g++", "c++", "clang++"):
         yield (name,)

@@ -11,6 +11,7 @@ from fedjax_rl.envs.physics.fused.scalar import Scalar, total
 from fedjax_rl.envs.physics.fused.vectors import cleaned, dot, vector
 
 Row = Sequence[Scalar]
+_MIN_FRICTION = 1e-5  # MuJoCo's mjMINMU
 
 
 class Constants(NamedTuple):
@@ -28,7 +29,7 @@ class Constants(NamedTuple):
 def plain(robot: Robot) -> Constants:
     """The model's own numbers, which fold into the program."""
     m = robot.m
-    own = (m.body_mass, np.ones(m.nbody), m.pair_friction[:, 0], m.actuator_gear[:, 0])
+    own = (m.body_mass, np.ones(m.nbody), np.maximum(m.pair_friction[:, 0], _MIN_FRICTION), m.actuator_gear[:, 0])
     return Constants(*map(vector, (*own, m.body_invweight0[:, 0], m.dof_invweight0)))
 
 

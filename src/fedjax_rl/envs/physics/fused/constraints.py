@@ -14,13 +14,14 @@ from fedjax_rl.envs.physics.fused.scalar import Scalar, clip, minimum, total, wh
 from fedjax_rl.envs.physics.fused.vectors import Vector, apply, plus
 
 _MIN_IMPEDANCE, _MAX_IMPEDANCE = 0.0001, 0.9999  # MuJoCo's mjMINIMP, mjMAXIMP
+_MIN_WIDTH = 1e-15  # MuJoCo's mjMINVAL
 
 
 class Contact(NamedTuple):
     """A point that may touch the floor.
 
-    active: a mask, whether it does. J: by degree of freedom, the velocity (x, y, z) that it gives the point. axes: the
-    directions, of 0, 1, 2, in which the point can move (x and z for a planar robot). D, mu: efc_D and the friction.
+    active: a mask, whether it does. J: by degree of freedom, the velocity (x, y, z) that it gives the point. axes: z,
+    and those of x and y in which the point can move (x for a planar robot). D, mu: efc_D and the friction.
     aref: the reference acceleration along x, y, z (m/s^2).
     """
 
@@ -60,7 +61,8 @@ def _contact(robot: Robot, point: Point, motion: Motion, v: list[Scalar], consta
     x, y, z = plus(motion.position[point.body], apply(motion.rotation[point.body], point.centre))
     distance = motion.base[2] + z - (point.radius + point.floor)  # contact.dist
     J = {i: velocity_of(motion.axes[i], (x, y, z - point.radius - 0.5 * distance)) for i in _chain(robot, point.body)}
-    axes = tuple(k for k in range(3) if not all(column[k].is_known(0) for column in J.values()))
+    # along z always: aref alone pushes there on a point that cannot move along it, and so decides its friction
+    axes = tuple(k for k in range(3) if k == 2 or not all(column[k].is_known(0) for column in J.values()))
     position = distance - float(m.pair_margin[point.pair])  # efc_pos
     solver = m.pair_solref[point.pair], m.pair_solimp[point.pair]
     stiffness, damping, impedance = _kbi(m.opt.timestep, position, *solver)
@@ -103,12 +105,12 @@ def _kbi(timestep: float, position: Scalar, solref: np.ndarray, solimp: np.ndarr
     aref = -B v - K d r with d the impedance, which rises from d_0 to d_width by two parabolas. D = d / ((1 - d) A).
     Source: MuJoCo, "Modeling", section "Solver parameters".
     """
-    first, last = np.clip(solimp[:2], _MIN_IMPEDANCE, _MAX_IMPEDANCE).tolist()
-    width, middle = float(solimp[2]), float(solimp[3])
+    first, last, middle = np.clip(solimp[[0, 1, 3]], _MIN_IMPEDANCE, _MAX_IMPEDANCE).tolist()
+    width = float(solimp[2])
     time, ratio = max(float(solref[0]), 2 * timestep), float(solref[1])
     stiffness, damping = 1 / (last * time * ratio) ** 2, 2 / (last * time)
-    if first == last:
-        return stiffness, damping, Scalar(first)
+    if first == last or width <= _MIN_WIDTH:
+        return stiffness, damping, Scalar(0.5 * (first + last))
     share = minimum(position * (-1 / width), 1.0)
     rest = 1.0 - share
     rise = where(share < middle, share * share * (1 / middle), 1.0 - rest * rest * (1 / (1 - middle)))

@@ -69,7 +69,7 @@ def _body_inertia(m: mujoco.MjModel, body: int, motion: Motion, constants: Const
     axes = fixed_rotation(m.body_iquat[body])
     local = axes @ np.diag(m.body_inertia[body]) @ axes.T
     local = cleaned(local, 0.1 * local.max())
-    is_ball = np.allclose(local, np.eye(3) * local[0, 0])  # the same from every side: no rotation
+    is_ball = np.allclose(local, np.eye(3) * local[0, 0], atol=0)  # the same from every side: no rotation
     inertia = matrix(local) if is_ball else product(product(turned, matrix(local)), transpose(turned))
     inertia = tuple(times(row, constants.inertia[body]) for row in inertia)
     lever = plus(cross(alpha, arm), cross(omega, cross(omega, arm)))

@@ -20,12 +20,14 @@ _MUST_BE_ZERO = {
     "jnt_stiffnesspoly": "a polynomial joint stiffness",
     "nplastic": "plastic joint springs",
     "jnt_actfrclimited": "joint actuatorfrcrange",
+    "geom_surfacevel": "geom surfacevel",
     "pair_gap": "pair gap",
     "pair_adhesion": "pair adhesion",
     "pair_solreffriction": "pair solreffriction",
     "actuator_forcelimited": "motor forcerange",
     "actuator_armature": "actuator armature",
     "actuator_damping": "actuator damping",
+    "actuator_dampingpoly": "a polynomial actuator damping",
     "actuator_delay": "actuator delay",
     "actuator_biastype": "actuator biastype (a motor has none)",
 }
@@ -73,8 +75,8 @@ def _refusals(m: mujoco.MjModel):
             yield "actuator gain other than a motor's"
     rows = [(m.jnt_solref[j], m.jnt_solimp[j]) for j in np.flatnonzero(m.jnt_limited)]
     for solref, solimp in rows + list(zip(m.pair_solref, m.pair_solimp, strict=True)):
-        if solref[0] <= 0:
-            yield "negative solref (stiffness and damping given directly)"
+        if solref[0] <= 0 or solref[1] <= 0:
+            yield "solref that is not positive (stiffness and damping given directly)"
         if solimp[4] != 2:
             yield "solimp with a power other than 2"
 
@@ -82,6 +84,8 @@ def _refusals(m: mujoco.MjModel):
 def _tree_refusals(m: mujoco.MjModel):
     if np.sum(m.body_parentid[1:] == 0) != 1:
         yield "more than one body tree in the worldbody"
+    if np.any(np.ptp(m.jnt_range, axis=1)[m.jnt_limited] < 2 * m.jnt_margin[m.jnt_limited]):
+        yield "a joint's range narrower than twice its margin, where both ends push at once"
     for j in range(m.njnt):
         body, kind = m.jnt_bodyid[j], m.jnt_type[j]
         before = m.jnt_type[m.body_jntadr[body] : j]
@@ -105,16 +109,25 @@ def _contact_refusals(m: mujoco.MjModel):
         level = np.allclose(m.geom_quat[floor][1:3], 0) and m.geom_bodyid[floor] == 0
         if m.geom_type[floor] != _G.mjGEOM_PLANE or not level:
             yield "a pair whose first geom is not a level floor (plane) of the worldbody"
+        elif m.body_weldid[m.geom_bodyid[geom]] and m.body_invweight0[m.geom_bodyid[geom], 0] < 1e-15:
+            yield "a pair with a body whose centre of mass nothing moves"
         elif _G(m.geom_type[geom]) not in (_G.mjGEOM_SPHERE, _G.mjGEOM_CAPSULE):
             yield "a pair of the floor with anything but a sphere or capsule"
     if m.npair and m.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL and not _planar(m):
-        yield 'cone="pyramidal" for a robot that leaves the plane of x and z'
+        yield 'cone="pyramidal" for a robot that leaves the plane of x and z, or has a capsule aslant to it'
 
 
 def _planar(m: mujoco.MjModel) -> bool:
-    """Whether every joint moves in the plane of x and z: hinges about y, slides across it, at qpos0 and so always."""
+    """Whether every joint moves in the plane of x and z: hinges about y, slides across it, at qpos0 and so always.
+
+    And every capsule that may touch the floor lies in the plane or across it: its axis is a tangent of the contact.
+    """
     data = mujoco.MjData(m)
     mujoco.mj_kinematics(m, data)
     off = {_J.mjJNT_HINGE: (0, 2), _J.mjJNT_SLIDE: (1,)}
     kinds = [_J(kind) for kind in m.jnt_type]
+    capsules = m.pair_geom2[m.geom_type[m.pair_geom2] == _G.mjGEOM_CAPSULE]
+    across = np.abs(data.geom_xmat[capsules, 5])  # of the axis, which is the frame's third
+    if not np.all(np.isclose(across, 0, atol=1e-9) | np.isclose(across, 1, atol=1e-9)):
+        return False
     return all(k in off and np.allclose(data.xaxis[j, list(off[k])], 0, atol=1e-9) for j, k in enumerate(kinds))

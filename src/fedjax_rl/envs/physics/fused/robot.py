@@ -54,6 +54,8 @@ def _points(m: mujoco.MjModel):
             axis = m.geom_size[geom, 1] * fixed_rotation(m.geom_quat[geom])[:, 2]
             ends = [axis, -axis]
         radius, height = float(m.geom_size[geom, 0]), float(m.geom_pos[plane, 2])
+        if m.body_weldid[m.geom_bodyid[geom]] == 0:
+            continue  # nothing moves it, and so it pushes nothing
         for end in ends:
             centre = vector(cleaned(m.geom_pos[geom] + end))
             yield Point(pair, int(m.geom_bodyid[geom]), centre, radius, height)

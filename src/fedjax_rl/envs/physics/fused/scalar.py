@@ -113,7 +113,8 @@ def maximum(a: Scalar | float, b: Scalar | float) -> Scalar:
 
 
 def clip(x: Scalar, low: float, high: float) -> Scalar:
-    return minimum(maximum(x, low), high)
+    """x between the bounds; not a number where x is none, because the second operand is what comes out then."""
+    return minimum(high, maximum(low, x))
 
 
 def total(terms: Iterable[Scalar]) -> Scalar:
