@@ -4,6 +4,7 @@ import ast
 import importlib
 import itertools
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -100,7 +101,10 @@ def test_mistakes_are_named(run):
         ({"grid": {"sever_lr": [1.0]}}, r"grid: 'sever_lr' cannot be swept .*did you mean server_lr"),
         ({"grid": {"client_batch": [1, 2]}}, "grid: 'client_batch' cannot be swept"),
         ({"grid": {"server_lr": []}}, "grid: server_lr has no values"),
+        ({"grid": {"server_lr": np.array([])}}, "grid: server_lr has no values"),
         ({"seeds": []}, "seeds: give one or more"),
+        ({"halvings": 21}, "--halvings 21: must be an integer, 0 to 20"),
+        ({"halvings": 1.0}, "--halvings 1.0: must be an integer, 0 to 20"),
     ):
         with pytest.raises(fr.ConfigError, match=message):
             fr.sweep("fmrl", "navigation", **given)
@@ -115,8 +119,8 @@ def test_mistakes_are_named(run):
 
 
 def test_a_sweep_gives_its_rows(tmp_path):
-    grid = {"server_lr": [0.01, 0.1]}
-    runs = fr.sweep("fedavg", "navigation", seeds=range(2), grid=grid, out=tmp_path / "s", **SMALL)
+    grid = {"server_lr": np.array([0.01, 0.1])}
+    runs = fr.sweep("fedavg", "navigation", seeds=np.arange(2), grid=grid, out=tmp_path / "s", **SMALL)
     rows = runs.report()
     assert len(runs) == 4 and [row["seeds"] for row in rows] == [2] * 4
     assert {row["group"] for row in rows} == {"fedavg server_lr=0.01", "fedavg server_lr=0.1"}
@@ -139,6 +143,11 @@ class Listening:
         self.heard.append(("finish", sorted(summary)))
 
 
+class Unmade(Listening):
+    def __init__(self):
+        raise OSError("no server")
+
+
 class Broken(Listening):
     def log(self, record, round, env_steps):
         raise RuntimeError("no network\nat all")
@@ -146,14 +155,24 @@ class Broken(Listening):
 
 def test_loggers_see_every_number_and_a_broken_one_ends_nothing(tmp_path, capsys):
     listening, given = Listening(), {**SMALL, "eval_every": 1, "rounds": 3}
-    run = fr.train("fedavg", "navigation", out=tmp_path / "run", loggers=[Broken(), listening], **given)
+    run = fr.train("fedavg", "navigation", out=tmp_path / "run", loggers=[Unmade, Broken(), listening], **given)
     error = capsys.readouterr().err
+    assert error.count("Unmade failed, so it is dropped: OSError: no server\n") == 1
     assert error.count("Broken.log failed, so it is dropped: RuntimeError: no network\n") == 1
     first, *logged, last = listening.heard
     assert (first, last) == (("start", "fedavg", "run"), ("finish", ["eval", "eval_new"]))
     assert [(r, s) for r, s, x in logged if x is None] == list(zip((1, 2, 3), run.history["env_steps"], strict=True))
     rows = [json.loads(line) for line in (run.path / "eval.jsonl").read_text().splitlines()]
     assert [(r, x) for r, _, x in logged if x] == [(row["round"], row["eval/return/adapt_1"]["mean"]) for row in rows]
+
+
+def test_a_resume_refuses_fewer_rounds_and_goes_on_with_a_diverged_run(run, tmp_path):
+    with pytest.raises(fr.ConfigError, match="--rounds 1: 2 rounds are done already; ask for more"):
+        run.resume(rounds=1, quiet=True)
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "diverged.json").write_text('{"round": 2}')
+    again = fr.load(tmp_path / "run").resume(rounds=3, quiet=True)
+    assert again.history["round"].tolist() == [1, 2, 3] and not (again.path / "diverged.json").exists()
 
 
 class Stopping:

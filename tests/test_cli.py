@@ -54,6 +54,9 @@ def call(capsys, *argv):
         ("eval missing --best --step 1", "exclude each other"),
         ("eval missing --adapt-lr 0.1,x", "--adapt-lr 0.1,x"),
         ("eval missing --clients old", "must be one of all, new"),
+        ("eval missing --new-clients 5", "--new-clients 5: no new clients are evaluated; add --clients new"),
+        ("eval missing --clients new --eval-clients 2", "--eval-clients 2: is for the federation's clients"),
+        ("report x --x bytes", "--x bytes: is the axis of a figure; add --figure NAME.png"),
         ("report", "report needs at least one run directory"),
         ("report x --format tex", "--format tex: must be one of md, csv, latex (did you mean latex?)"),
         ("report x --figure x.gif", "--figure x.gif: the name must end in .png, .pdf or .svg"),
@@ -94,6 +97,12 @@ def test_every_switch_of_the_help_can_be_typed(algorithm):
             assert getattr(parse_train([algorithm, option])[0], item.name) is not item.default
         except ConfigError as error:  # by itself it may not fit; but then it was understood
             assert "unknown option" not in str(error)
+
+
+@pytest.mark.parametrize(("code", "ends"), [(None, 0), (0, 0), (3, 3), ("usage: x", 1)])
+def test_code_that_exits_ends_the_command(code, ends, capsys, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "list", lambda argv: sys.exit(code))
+    assert call(capsys, "list") == (ends, "", "fedjax-rl: usage: x\n" if ends == 1 else "")
 
 
 def test_print_config_reproduces_itself(capsys, tmp_path):

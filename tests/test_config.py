@@ -3,11 +3,12 @@
 import random
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from fedjax_rl import config
 from fedjax_rl.cli import parse as arguments
-from fedjax_rl.config import CONFIGS, ConfigError, presets, schedules
+from fedjax_rl.config import CONFIGS, ConfigError, guests, presets, schedules
 from fedjax_rl.config import sources as layers
 from fedjax_rl.config.algorithms import FedProxConfig, FmrlConfig
 from fedjax_rl.config.options import SERVER_NAMES, ChangeConfig
@@ -309,7 +310,20 @@ def test_bad_variables_are_refused():
         layers.environment_layer("fmrl", {"FEDJAX_RL_ROUNDS": "x"})
 
 
+def test_numbers_and_texts_of_numpy_are_pythons():
+    given = {"server_lr": 0.25, "rounds": 3, "fair": False, "activation": "relu", "hidden": (4, 5), "wait_for": 0}
+    numpy = {key: np.array([value])[0] for key, value in given.items() if key != "hidden"}
+    made = FmrlConfig(**numpy, hidden=(np.int64(4), np.int32(5)))
+    assert made == FmrlConfig(**given) == FmrlConfig(**{**given, "hidden": np.array([4, 5])})
+    assert layers.to_toml(made) == layers.to_toml(FmrlConfig(**given))
+    for key, value in (("rounds", np.float32(2)), ("rounds", np.bool_(1)), ("server_lr", np.array([0.1]))):
+        with pytest.raises(ConfigError, match=f"{key} = .*: must be a"):
+            FmrlConfig(**{key: value})
+
+
 def test_the_light_lists_of_names_are_the_registries():
+    typed = {item.name for cls in (arguments.TrainOptions, arguments.SweepOptions) for item in fields(cls)} | {"help"}
+    assert typed == guests.TYPED
     assert set(CONFIGS) == set(registry.OWN["algorithm"])
     assert set(SERVER_NAMES) == set(optimizers.SERVER_OPTIMIZERS)
     rules = {item.name: item.metadata["rule"] for item in fields(config.Config)}

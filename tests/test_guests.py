@@ -1,6 +1,7 @@
 """Environments, algorithms, policies and aggregators that are not ours: by place, by entry point, by registration."""
 
 import json
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,6 +147,19 @@ def test_options_come_from_the_signature(tmp_path):
         ("size: Annotated[float, Range(0, 1)] = 2.0", "option size has the default 2.0, which is not from 0 to 1"),
         ("size: Literal[1, 2] = 1", "option size has the choices"),
         ("rounds: int = 1", "option rounds is one of the library's"),
+        ("server_lr: float = 1.0", "option server_lr is one of the library's"),
+        ("model='a'", "option model is one of the library's"),
+        ("batches=2", "option batches is one of the library's"),
+        ("is_over=2", "option is_over is one of the library's"),
+        ("log=0.1", "option log is one of the library's"),
+        ("out=0.1", "option out is one of the library's"),
+        ("cache=True", "option cache is one of the library's"),
+        ("size: float = None", "option size has the default None, which is not of its type"),
+        ("size: int = 1.5", "option size has the default 1.5, which is not of its type"),
+        ("size: int = True", "option size has the default True, which is not of its type"),
+        ("size: bool = 1", "option size has the default 1, which is not of its type"),
+        ("size: str = 1", "option size has the default 1, which is not of its type"),
+        ("size: Literal['a', 'b'] = 'c'", "option size has the default 'c', which is not of its type"),
     ],
 )
 def test_options_that_cannot_be_typed_are_named(argument, message):
@@ -153,6 +167,14 @@ def test_options_that_cannot_be_typed_are_named(argument, message):
     exec(f"def factory(problem, *, {argument}): pass", space)
     with pytest.raises(ConfigError, match=message):
         config_of("m:factory", space["factory"])
+
+
+def test_an_option_may_share_the_part_of_a_name_and_a_number_may_be_whole():
+    def close(problem, *, cache=2, rate=1, mu: float = 1):
+        pass
+
+    cls = config_of("m:close", close)
+    assert (cls().cache, cls().rate, cls().mu, type(cls().mu)) == (2, 1, 1.0, float)
 
 
 UNIFORM = tasks.uniform(0.0, 1.0)
@@ -195,6 +217,36 @@ def test_a_guest_is_refused_before_anything_is_written(fresh, tmp_path, capsys):
     assert cli.main(["train", "--env", "unsound", *SMALL, "--out", str(tmp_path / "run")]) == 2
     assert "environment 'unsound': step fails: ZeroDivisionError" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import sys; sys.exit(0)", "environment 'a_guest:env' cannot be imported: SystemExit: 0"),
+        ("def env(): raise TypeError('no size')", "environment 'a_guest:env' cannot be made: TypeError: no size"),
+        ("def env(): raise SystemExit(0)", "environment 'a_guest:env' cannot be made: SystemExit: 0"),
+    ],
+)
+def test_a_module_or_factory_that_exits_or_raises_is_one_line(body, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a_guest.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "a_guest", raising=False)
+    assert cli.main(["train", "--env", "a_guest:env", *SMALL, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["algorithm", "policy", "aggregator"])
+def test_what_a_factory_raises_names_it(kind, fresh):
+    def broken(*args, **given):
+        return {}["lost"]
+
+    factory = {"algorithm": lambda problem: broken(), "policy": lambda spec: broken(), "aggregator": lambda: broken()}
+    registry.register(kind, factory[kind], "broken")
+    values = {"env": "navigation", "num_clients": 2, "clients_per_round": 2}
+    algorithm, more = ("broken", {}) if kind == "algorithm" else ("fedavg", {kind: "broken"})
+    with pytest.raises(ConfigError, match=f"^{kind} 'broken' cannot be made: KeyError: 'lost'$"):
+        assemble.make_run(config.build(algorithm, values, more))
 
 
 def test_policies_and_aggregators_of_guests_are_used(fresh):

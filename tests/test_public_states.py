@@ -27,6 +27,13 @@ def test_equally_many_are_kept_of_each_cluster_one_cluster_after_the_other():
     np.testing.assert_array_equal(visited.spread(states, 40, 2, 4, 0), chosen)
 
 
+@pytest.mark.parametrize("states", [np.arange(8.0).reshape(4, 2), np.ones((40, 2))])
+def test_more_clusters_than_unlike_states_are_refused_in_one_line(states, recwarn):
+    with pytest.raises(ConfigError, match=f"--clusters 9: the {len(states)} visited states are too few, or too alike"):
+        visited.spread(states, 9, components=2, clusters=9, seed=0)
+    assert not recwarn
+
+
 def test_the_command_makes_a_file_that_training_reads(tmp_path, capsys):
     small = "--env navigation --hidden 8 --episodes 4 --snapshots 2 --rollouts 2 --states 12 --clusters 3".split()
     assert main(["public-states", *small, "--out", str(tmp_path)]) == 0

@@ -281,6 +281,27 @@ def test_no_opengl_is_one_line_that_names_the_page(trained, tmp_path):
     assert done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("floor", ["", '<geom name="ground" type="plane" size="1 1 1"/>'])
+def test_a_robot_of_a_guest_needs_no_names_of_ours(floor):
+    """A plane is chequered whatever its name; without a torso the camera and the light follow the first body."""
+    robot = '<body name="trunk"><freejoint/><geom size=".1"/></body>'
+    model = film_gif._stage(f"<mujoco><worldbody>{floor}{robot}</worldbody></mujoco>")
+    assert model.geom_matid.tolist() == [0] * bool(floor) + [-1] and model.light_bodyid.tolist() == [1]
+
+    class Renderer:
+        def __init__(self):
+            self.model = model
+
+        def update_scene(self, data, camera):
+            self.seen = camera.lookat.copy()
+
+        def render(self):
+            return self.seen
+
+    [seen] = film_gif._frames(Renderer(), np.array([[3.0, 4.0, 1.0, 1.0, 0.0, 0.0, 0.0]]))
+    assert seen.tolist() == [3.0, 4.0, film_gif.LOOK_AT]
+
+
 def test_a_gif_plays_in_real_time_and_follows_the_torso(tmp_path):
     """Frames of 50 ms; a robot far away is seen where it is seen at the start, and the floor moves below it."""
     pil = pytest.importorskip("PIL.Image")

@@ -248,6 +248,7 @@ def test_halving_keeps_the_better_half_of_the_points(tmp_path):
         ("--seeds a", "--seeds 'a'"),
         ("--seed 3", "a sweep takes --seeds"),
         ("--seeds 1,1", "--seeds '1,1'"),
+        ("--log tensorbord", "--log tensorbord: must be one of tensorboard, wandb"),
         ("--halvings -1", "--halvings -1: must be an integer, 0 to 20"),
     ],
 )

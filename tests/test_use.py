@@ -655,6 +655,13 @@ def test_resume_of_a_finished_run_does_nothing_and_says_so(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     code, out, err = call(capsys, "resume", run)
     assert (code, out) == (0, "") and "is finished (5 rounds), so nothing was done" in err
+    assert call(capsys, "resume", run, "--quiet") == (0, "", "")
+    code, out, err = call(capsys, "resume", run, "--json", "--quiet")
+    found, last = json.loads(out), json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
+    steps = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
+    assert (code, err, found["run"], found["round"], found["env_steps"]) == (0, "", str(run), 5, steps)
+    np.testing.assert_allclose(found["eval"]["mean"], np.mean(last["eval/returns"], axis=0), rtol=1e-12)
+    assert set(found) == {"run", "round", "env_steps", "minutes"} | {key[:-8] for key in last if "/returns" in key}
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

@@ -15,7 +15,7 @@ from fedjax_rl import statistics
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.host.numerics import pinned, root_key
 from fedjax_rl.reports import film, film_asked, film_gif, tables
-from fedjax_rl.runs import assemble, checkpoint, models, records, rundir, runner, scoring
+from fedjax_rl.runs import assemble, checkpoint, models, records, resuming, rundir, runner, scoring
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Callback, Hooks, Logger
 
@@ -217,7 +217,7 @@ class Run:
         """Go on from the newest good checkpoint to the last round, and evaluate. A finished run stays as it is.
 
         Args:
-          rounds: a new last round; by default the run's own.
+          rounds: a new last round, not below those done already; by default the run's own.
           loggers, callbacks, quiet: as for `train`.
 
         Returns:
@@ -249,7 +249,7 @@ class Run:
 def bring(path: Path, config: Config, quiet: bool, loggers: Iterable, callbacks: Iterable) -> Run:
     """Bring a run to its last round and evaluation; what is finished stays as it is, and whatever ends it is raised."""
     config = runner.with_engine(path, config)
-    if not runner.is_settled(path, config):
+    if not resuming.rounds_done(path, config):
         reporter = Reporter(quiet or rundir.is_reader())
         runner.run_group([config], [path], reporter, Hooks(tuple(loggers), tuple(callbacks)))
     return Run(path)

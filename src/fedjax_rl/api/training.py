@@ -125,11 +125,12 @@ def sweep(
     for key, swept in (grid or {}).items():
         if key not in legal:
             raise ConfigError(f"grid: {key!r} cannot be swept{configuration.nearest(key, legal)}")
-        if not swept:
+        if len(swept) == 0:
             raise ConfigError(f"grid: {key} has no values; give one or more")
     if not (numbers := list(seeds)):
         raise ConfigError("seeds: give one or more, such as range(3)")
-    members = runner.begin_sweep(sweeps.members(config, grid or {}, numbers, directory), directory, halvings)
+    named = sweeps.members(config, grid or {}, numbers, directory, halvings)
+    members = runner.begin_sweep(named, directory, halvings)
     reporter, hooks = Reporter(quiet), Hooks(tuple(loggers), tuple(callbacks))
     left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
     return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())

@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.inform(f"fedjax-rl: {error}")
         lifeline.because(str(error))
         return error.code
-    except SystemExit as stop:  # tyro's help
-        return int(stop.code or 0)
+    except SystemExit as stop:  # tyro's help, or a guest's code that exits
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or exits.DONE
+        output.inform(f"fedjax-rl: {stop.code}")
+        return exits.CANNOT_WRITE
     except signals.Stopped as stop:
         output.inform(f"fedjax-rl: {stop}")
         lifeline.because(str(stop))

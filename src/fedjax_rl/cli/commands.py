@@ -10,14 +10,26 @@ from pathlib import Path
 from fedjax_rl import statistics
 from fedjax_rl.cli.options import EvalOptions, RenderOptions, ResumeOptions
 from fedjax_rl.cli.parse import PublicStatesOptions
-from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.config import Config
 from fedjax_rl.host import output, signals
 from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite
 from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports.finished import spent
 from fedjax_rl.reports.tables import report
-from fedjax_rl.runs import checkpoint, loop, privacy, records, rundir, runner, scoring, silence, trackers, visited
+from fedjax_rl.runs import (
+    checkpoint,
+    loop,
+    privacy,
+    records,
+    resuming,
+    rundir,
+    runner,
+    scoring,
+    silence,
+    trackers,
+    visited,
+)
 from fedjax_rl.runs.assemble import Assembled, abstract_state, make_run
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
@@ -34,14 +46,17 @@ def resume(options: ResumeOptions) -> int:
     config = rundir.open_run(options.run)
     if options.rounds is not None:
         config = replace(config, rounds=options.rounds)
-    if not (options.run / rundir.DIVERGED).exists() and runner.is_settled(options.run, config):
-        done = max(row["round"] for row in scoring.finals(options.run))
-        if done > config.rounds:
-            raise ConfigError(f"--rounds {config.rounds}: {done} rounds are done already; ask for more")
-        reporter = Reporter(rundir.is_reader())
-        reporter.say(f"{options.run} is finished ({done} rounds), so nothing was done; --rounds K prolongs it")
-        return _how_heard({options.run: config})
-    return _go(config, options.run, options.json, options.quiet, options.log)
+    done = resuming.rounds_done(options.run, config)
+    if not done:
+        return _go(config, options.run, options.json, options.quiet, options.log)
+    reporter = Reporter(options.quiet or rundir.is_reader())
+    reporter.say(f"{options.run} is finished ({done} rounds), so nothing was done; --rounds K prolongs it")
+    if options.json and not rundir.is_reader():
+        last, rows = scoring.finals(options.run)[-1], records.read(options.run / rundir.METRICS).rows
+        returns = {name: last[f"{name}/returns"] for name in records.EVALUATED if f"{name}/returns" in last}
+        summaries = {name: statistics.summarise(some) for name, some in returns.items()}
+        _print_json(options.run, done, rows[-1]["env_steps"] if rows else None, 0.0, summaries)
+    return _how_heard({options.run: config})
 
 
 @pinned()
@@ -96,6 +111,7 @@ def new_sweep(
     members: dict[Path, Config], out: Path, halvings: int, *, as_json: bool, quiet: bool, log: tuple[str, ...] = ()
 ) -> int:
     """A sweep from its beginning; what cannot be made is refused before anything is written."""
+    trackers.chosen(log)
     return sweep(runner.begin_sweep(members, out, halvings), out, halvings, as_json=as_json, quiet=quiet, log=log)
 
 
@@ -180,21 +196,29 @@ def _how_heard(runs: Mapping[Path, Config]) -> int:
 
 def _print_result(result: loop.Result, directory: Path, minutes: float, as_json: bool) -> None:
     rounds = int(result.state.round)
-    kept = f"it is in {directory / rundir.EVAL}: fedjax-rl report {directory}"
-    clock = spent(records.read(directory / rundir.METRICS).rows)
     if as_json:
-        record = {"run": str(directory), "round": rounds, "env_steps": result.env_steps, "minutes": minutes, **clock}
-        record |= privacy.spent(rundir.open_run(directory), rounds)
-        output.result(json.dumps({**record, **result.summaries}), kept)
+        _print_json(directory, rounds, result.env_steps, minutes, result.summaries)
         return
     labels = {"eval": "all clients", "eval_malicious": "malicious clients", "eval_new": "new clients"}
     if "eval_malicious" in result.summaries:
         labels["eval"] = "honest clients"
     table = statistics.table({labels[name]: summary for name, summary in result.summaries.items()})
     about = f"{directory}: {result.env_steps:,} environment steps in {rounds} rounds; {minutes:.1f} minutes"
+    clock = spent(records.read(directory / rundir.METRICS).rows)
     times = "".join(f"\n{name.replace('_', ' '):<14}{value:>12,.1f}" for name, value in clock.items())
     claim = privacy.claim(rundir.open_run(directory), rounds)
-    output.result("\n".join([table + times, output.printable(about), *filter(None, [claim])]), kept)
+    output.result("\n".join([table + times, output.printable(about), *filter(None, [claim])]), _kept(directory))
+
+
+def _print_json(directory: Path, rounds: int, env_steps: int | None, minutes: float, summaries: Mapping) -> None:
+    record = {"run": str(directory), "round": rounds, "env_steps": env_steps, "minutes": minutes}
+    record |= spent(records.read(directory / rundir.METRICS).rows)
+    record |= privacy.spent(rundir.open_run(directory), rounds)
+    output.result(json.dumps({**record, **summaries}), _kept(directory))
+
+
+def _kept(directory: Path) -> str:
+    return f"it is in {directory / rundir.EVAL}: fedjax-rl report {directory}"
 
 
 def _warn(line: str) -> None:

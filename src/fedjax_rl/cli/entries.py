@@ -40,7 +40,7 @@ def _sweep(argv: Sequence[str]) -> int:
         raise ConfigError("--grid: give it once, with one or more keys: --grid server_lr=1e-3,2e-3 order=first,second")
     out = options.out or rundir.default_path(config, "sweep")
     grid = sweep.parse_grid(options.grid, config)
-    members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out)
+    members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out, options.halvings)
     processes.meet("sweep", options, options.out)
     with signals.heeded(begun=False):
         processes.start("sweep", options, config, options.out)

@@ -57,6 +57,13 @@ class EvalOptions(MachineOptions):
         _at_least("eval-clients", self.eval_clients, 1)
         _at_least("adapt-steps", self.adapt_steps, 0)
         self.rates(0.0)
+        if self.new_clients is not None and self.clients != "new":
+            raise ConfigError(f"--new-clients {self.new_clients}: no new clients are evaluated; add --clients new")
+        if self.eval_clients is not None and self.clients == "new":
+            raise ConfigError(
+                f"--eval-clients {self.eval_clients}: is for the federation's clients; with --clients new give "
+                "--new-clients"
+            )
 
     def check(self, config: Config) -> None:
         """Refuse what this run does not have."""
@@ -140,6 +147,8 @@ class ReportOptions:
         _one_of("x", self.x, ("env_steps", "rounds", "virtual_time", "uploads", "bytes"))
         if self.figure and self.figure.suffix not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--figure {self.figure}: the name must end in .png, .pdf or .svg")
+        if self.x != "env_steps" and not self.figure:
+            raise ConfigError(f"--x {self.x}: is the axis of a figure; add --figure NAME.png")
 
 
 @dataclass(frozen=True)

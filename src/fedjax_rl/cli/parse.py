@@ -20,7 +20,7 @@ from fedjax_rl.host.exits import CannotWrite
 class MachineOptions:
     """Where the work is done."""
 
-    no_cache: bool = False  # keep no compiled programs between runs
+    no_cache: bool = False  # keep none of JAX's compiled programs between runs
     coordinator: str | None = None  # several processes: HOST:PORT of the first, or auto (Slurm, TPU pods, GKE)
     num_processes: int | None = None  # how many there are (auto: the cluster tells)
     process_id: int | None = None  # which one this is, from 0 (auto: the cluster tells)
@@ -67,14 +67,9 @@ class SweepOptions(MachineOptions):
     halvings: int = 0  # successive halving: so many times, only the better half of the grid's points goes on
     preset: str = presets.DEFAULT  # lowest layer of values, see `fedjax-rl list`
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
-    out: Path | None = None  # directory of the runs (default: runs/sweep-<env>-<algorithm>-<time>)
+    out: Path | None = None  # directory of the runs (default: runs/<env>-<algorithm>-sweep-<time>)
     json: bool = False  # print the report as JSON instead of a table
     quiet: bool = False  # no progress
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.halvings <= 20:
-            raise ConfigError(f"--halvings {self.halvings}: must be an integer, 0 to 20")
 
 
 @dataclass(frozen=True, kw_only=True)

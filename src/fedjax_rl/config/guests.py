@@ -5,7 +5,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable
-from dataclasses import fields, make_dataclass
+from dataclasses import make_dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from fedjax_rl.config.options import ChangeConfig, Config
@@ -15,6 +15,11 @@ from fedjax_rl.host.exits import ConfigError
 GIVEN = frozenset("problem client_opt server_opt local_steps inner_lr client_batch".split())  # by the library
 KINDS = "bool, int, float, str, Literal[...] or Annotated[number, Range(low, high)]"
 MOST = 1e9
+# Options of `train` and `sweep` that are no values of a run: a guest's option of the same name could not be typed.
+TYPED = frozenset(
+    "help log preset config out print_config json quiet seeds grid halvings no_cache coordinator num_processes "
+    "process_id join_timeout".split()
+)
 
 
 class Range(NamedTuple):
@@ -46,12 +51,12 @@ def config_of(algorithm: str, factory: Callable) -> type[Config]:
         hints = typing.get_type_hints(factory, include_extras=True)
     except Exception as error:
         raise ConfigError(f"algorithm {algorithm!r}: its annotations cannot be read: {error}") from None
-    taken = {item.name for item in fields(base)}
+    taken = {*dir(ChangeConfig), *TYPED}  # of all parts of the library, whatever the base
     options = []
     for key, parameter in inspect.signature(factory).parameters.items():
         if key in GIVEN:
             continue
-        if key in taken:
+        if key in taken or (parameter.default is True and f"no_{key}" in taken):  # True is turned off by --no-KEY
             raise ConfigError(f"algorithm {algorithm!r}: its option {key} is one of the library's; choose another name")
         options.append(_option(algorithm, key, parameter, hints.get(key)))
     batches = getattr(factory, "batches", 1)
@@ -80,13 +85,16 @@ def _option(algorithm: str, key: str, parameter: inspect.Parameter, hint: Any) -
         choices = typing.get_args(kind)
         if not all(isinstance(choice, str) for choice in choices):
             raise ConfigError(f"{where} has the choices {choices}; they must be strings")
-        made = str, name(default, *choices)
+        made, is_legal = (str, name(default, *choices)), default in choices
     elif kind in (bool, str):
-        made = kind, plain(default)
+        made, is_legal = (kind, plain(default)), type(default) is kind
     elif kind in (int, float):
-        made = kind, number(kind(default), low, high)
+        is_legal = isinstance(default, (int, kind)) and not isinstance(default, bool)
+        made = kind, number(kind(default) if is_legal else default, low, high)
     else:
         raise ConfigError(f"{where} has the type {getattr(kind, '__name__', kind)}; possible are {KINDS}")
+    if not is_legal:
+        raise ConfigError(f"{where} has the default {default!r}, which is not of its type; give it one that is")
     if kind in (int, float) and not (math.isfinite(default) and low <= default <= high):
         raise ConfigError(f"{where} has the default {default!r}, which is not from {low:g} to {high:g}")
     return (key, *made)

@@ -61,7 +61,7 @@ def nearest(word: str, legal: Iterable[str]) -> str:
 
 def checked(key: str, value: Any, item: Any) -> Any:
     """The value in its field's type, or a ConfigError that names the field, the value and the legal range."""
-    rule = item.metadata["rule"]
+    rule, value = item.metadata["rule"], _python(value)
     if rule.kind:
         try:
             registry.refuse_unknown(rule.kind, value)
@@ -79,11 +79,16 @@ def checked(key: str, value: Any, item: Any) -> Any:
     if isinstance(item.default, tuple):
         try:
             if value or not item.default:
-                return tuple(_checked_number(key, part, rule, int) for part in value)
+                return tuple(_checked_number(key, _python(part), rule, int) for part in value)
         except (ConfigError, TypeError):
             pass
         raise ConfigError(f"{key} = {value!r}: must be a list of one or more integers, each {rule}")
     return _checked_number(key, value, rule, type(item.default))
+
+
+def _python(value: Any) -> Any:
+    """Numbers and texts of NumPy as Python's own; numpy is not imported for it."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _checked_name(key: str, value: Any, rule: Rule) -> str:

@@ -34,7 +34,8 @@ def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> 
     """
     factory = registry.find("environment", name)
     taken = inspect.signature(factory).parameters
-    env = factory(**{key: value for key, value in (("backend", backend), ("observation", observation)) if key in taken})
+    given = {key: value for key, value in (("backend", backend), ("observation", observation)) if key in taken}
+    env = registry.make("environment", name, factory, **given)
     if registry.is_guest("environment", name):
         from fedjax_rl.envs.soundness import refuse_unsound
 
@@ -68,5 +69,5 @@ def _mjcf(factory: Callable[..., Env]) -> str:
     """The robot of an environment; "" where there is none, or it cannot be made, which whoever makes it will say."""
     try:
         return factory(backend="native").mjcf
-    except Exception:  # a guest's raises what it likes
+    except (Exception, SystemExit):  # a guest's raises what it likes
         return ""

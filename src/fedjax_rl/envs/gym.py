@@ -74,7 +74,7 @@ def _tried(name: str, make: episodes.Make, task: np.ndarray) -> Any:
     except (gymnasium.error.NameNotFound, gymnasium.error.VersionNotFound) as error:
         [nearest] = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.0)
         raise ConfigError(f"unknown environment 'gym/{name}'; the nearest name is 'gym/{nearest}'") from error
-    except Exception as error:  # an environment's package raises what it likes
+    except (Exception, SystemExit) as error:  # an environment's package raises what it likes
         reason = next(iter(str(error).splitlines()), "")
         remedy = ": pip install 'fedjax-rl[gym]'" if "Box2D" in reason else ""
         raise ConfigError(f"gym/{name} cannot be made ({type(error).__name__}: {reason}){remedy}") from error

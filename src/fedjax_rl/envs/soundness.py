@@ -20,7 +20,7 @@ def refuse_unsound(env: Env, name: str) -> None:
     try:
         tasks, more = env.sample_tasks(root_key(0), 3), env.sample_tasks(root_key(0), 5)
         task = jax.tree.map(lambda x: x[0], tasks)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fault(name, "sample_tasks", error) from None
     for few, many in zip(jax.tree.leaves(tasks), jax.tree.leaves(more), strict=True):
         if few.shape != (3, *many.shape[1:]) or not np.array_equal(few, many[:3]):
@@ -47,7 +47,7 @@ def refuse_unsound(env: Env, name: str) -> None:
     try:
         start = env.reset(root_key(0), task)
         after = env.step(start, idle(env.spec), task)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fault(name, "reset or step", error) from None
     for function, shown in (("reset", start), ("step", after)):
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((shown.obs, shown.reward))):
@@ -57,7 +57,7 @@ def refuse_unsound(env: Env, name: str) -> None:
 def _traced(name: str, function: str, fn: Any, *args: Any) -> EnvState:
     try:
         found = jax.eval_shape(fn, *args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fault(name, function, error) from None
     if not isinstance(found, EnvState):
         raise ConfigError(f"{name}: {function} gives a {type(found).__name__}; it must be an EnvState")
@@ -68,6 +68,6 @@ def _shapes(tree: Any) -> str:
     return " ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "()"
 
 
-def _fault(name: str, function: str, error: Exception) -> ConfigError:
+def _fault(name: str, function: str, error: BaseException) -> ConfigError:
     reason = (str(error).strip().splitlines() or ["?"])[0]
     return ConfigError(f"{name}: {function} fails: {type(error).__name__}: {reason}")

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from fedjax_rl.host.asked import GYMNASIUM, Prefix, asked
-from fedjax_rl.host.exits import ConfigError
+from fedjax_rl.host.exits import ConfigError, Refusal
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -129,6 +129,26 @@ def find(kind: str, name: str) -> Callable:
     return _load(entry.value, f"{kind} {name!r} of the distribution {_distribution(entry)}")
 
 
+def make(kind: str, name: str, factory: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """What the factory behind a name makes.
+
+    Raises:
+      ConfigError: a guest's factory raises; the line names it and says what.
+    """
+    try:
+        return factory(*args, **given)
+    except Refusal:
+        raise
+    except (Exception, SystemExit) as error:
+        if not is_guest(kind, name):
+            raise
+        raise ConfigError(f"{kind} {name!r} cannot be made: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0]}"
+
+
 def is_guest(kind: str, name: str) -> bool:
     """Is it none of the library's own?"""
     return name not in OWN[kind] and not prefix(kind, name)
@@ -164,9 +184,8 @@ def _load(place: str, what: str) -> Callable:
     _look_here()
     try:
         found = _at(place)
-    except Exception as error:  # a guest's module raises what it likes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{what} cannot be imported: {type(error).__name__}: {reason}") from error
+    except (Exception, SystemExit) as error:  # a guest's module raises what it likes
+        raise ConfigError(f"{what} cannot be imported: {_reason(error)}") from error
     if not callable(found):
         raise ConfigError(f"{what} is not a function but a {type(found).__name__}")
     return found

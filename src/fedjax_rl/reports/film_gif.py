@@ -70,7 +70,7 @@ def make_writer(xml: str) -> Callable[[Sequence[Sequence[Any]]], bytes]:
 
 
 def _stage(xml: str) -> Any:
-    """The model with a chequered floor, without which nobody sees the robot move, a sky and a light."""
+    """The model with chequers on its planes, without which nobody sees the robot move, a sky and a light."""
     import mujoco
 
     spec = mujoco.MjSpec.from_string(xml)
@@ -81,13 +81,15 @@ def _stage(xml: str) -> Any:
     spec.add_texture(name="tiles", type=kind.mjTEXTURE_2D, builtin=builtin.mjBUILTIN_CHECKER, **tiles)
     floor = spec.add_material(name="tiles", texrepeat=[1, 1], texuniform=True)  # a chequer of 2 x 2 tiles on 1 m
     floor.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "tiles"
-    spec.geom("floor").material = "tiles"
-    spec.geom("floor").size = [0, 0, 1]  # without an end: a good runner leaves 40 m behind it
     for geom in spec.geoms:
-        if geom.name != "floor":
+        if geom.type == mujoco.mjtGeom.mjGEOM_PLANE:
+            geom.material = "tiles"
+            geom.size = [0, 0, 1]  # without an end: a good runner leaves 40 m behind it
+        else:
             geom.rgba = [0.85, 0.45, 0.2, 1.0]
     track, sun = mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtLightType.mjLIGHT_DIRECTIONAL
-    spec.body("torso").add_light(mode=track, pos=[0, 0, 4], dir=[0, 0.3, -1], type=sun)
+    torso = spec.body("torso") or (spec.bodies[1:] or spec.bodies)[0]  # without one the first body; 0 is the world
+    torso.add_light(mode=track, pos=[0, 0, 4], dir=[0, 0.3, -1], type=sun)
     return spec.compile()
 
 
@@ -98,11 +100,12 @@ def _frames(renderer: Any, qpos: np.ndarray) -> list[np.ndarray]:
     model = renderer.model
     data, camera = mujoco.MjData(model), mujoco.MjvCamera()
     camera.distance, camera.elevation, camera.azimuth = DISTANCE, ELEVATION, 90.0
-    frames = []
+    frames, torso = [], mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "torso")
+    followed = torso if torso >= 0 else min(1, model.nbody - 1)  # without one the first body; 0 is the world
     for pose in qpos:
         data.qpos[:] = pose
         mujoco.mj_forward(model, data)
-        camera.lookat[:] = [*data.body("torso").xpos[:2], LOOK_AT]
+        camera.lookat[:] = [*data.xpos[followed, :2], LOOK_AT]
         renderer.update_scene(data, camera)
         frames.append(renderer.render())
     return frames

@@ -121,7 +121,8 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: An
 
     def make(client_opt):
         everything = {"client_opt": client_opt, **given}
-        return factory(problem, **{key: value for key, value in everything.items() if key in taken})
+        chosen = {key: value for key, value in everything.items() if key in taken}
+        return registry.make("algorithm", config.algorithm, factory, problem, **chosen)
 
     client_opt, share = make_client_opt(config, of), of["stragglers"]
     is_cut = not (isinstance(share, float) and share == 0.0)

@@ -56,7 +56,8 @@ def _one_policy(config: Config, spec: EnvSpec, hidden: tuple[int, ...], activati
             )
     given = {"hidden": hidden, "activation": activation, "init": config.init, "std": config.std}
     try:
-        return factory(spec, **{key: value for key, value in given.items() if key in taken})
+        chosen = {key: value for key, value in given.items() if key in taken}
+        return registry.make("policy", config.policy, factory, spec, **chosen)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -105,7 +105,12 @@ class Recorder:
         rows = records.read(directory / rundir.METRICS).rows
         self._arrivals = rows[-1].get(ARRIVALS) if rows else None
         self._began = time.perf_counter() - (rows[-1].get("time") or 0.0 if rows else 0.0)
-        self._loggers = [] if rundir.is_reader() else [new() if callable(new) else new for new in hooks.loggers]
+        self._loggers: list[Any] = []
+        for new in () if rundir.is_reader() else hooks.loggers:
+            try:
+                self._loggers.append(new() if callable(new) else new)
+            except Exception as error:  # tracking must not end a run
+                self._say_dropped(getattr(new, "__name__", type(new).__name__), error)
         self._tell("start", {"algorithm": config.algorithm, **vars(config)}, directory)
 
     def round(self, row: Mapping[str, Any], participants: Mapping[str, Any]) -> bool:
@@ -136,7 +141,9 @@ class Recorder:
             try:
                 getattr(logger, what)(*args)
             except Exception as error:  # tracking must not end a run
-                reason = (str(error).strip().splitlines() or ["?"])[0]
-                name = type(logger).__name__
-                self.warn(f"{self.directory}: {name}.{what} failed, so it is dropped: {type(error).__name__}: {reason}")
+                self._say_dropped(f"{type(logger).__name__}.{what}", error)
                 self._loggers.remove(logger)
+
+    def _say_dropped(self, what: str, error: Exception) -> None:
+        reason = (str(error).strip().splitlines() or ["?"])[0]
+        self.warn(f"{self.directory}: {what} failed, so it is dropped: {type(error).__name__}: {reason}")

@@ -12,7 +12,7 @@ from fedjax_rl.config import EXECUTION, Config, ConfigError, nearest
 from fedjax_rl.config.sources import parsed
 
 Members = dict[Path, Config]
-MOST_MEMBERS = 10_000
+MOST_MEMBERS, MOST_HALVINGS = 10_000, 20
 LONGEST_NAME = 255  # bytes of one name on common file systems
 
 
@@ -61,8 +61,12 @@ def parse_grid(entries: Sequence[str], config: Config) -> dict[str, list[Any]]:
     return grid
 
 
-def members(config: Config, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int], out: Path) -> Members:
+def members(
+    config: Config, grid: Mapping[str, Sequence[Any]], seeds: Sequence[int], out: Path, halvings: int = 0
+) -> Members:
     """Every point of the grid with every seed, in a directory named after it; every value is checked here."""
+    if type(halvings) is not int or not 0 <= halvings <= MOST_HALVINGS:
+        raise ConfigError(f"--halvings {halvings}: must be an integer, 0 to {MOST_HALVINGS}")
     found: Members = {}
     _refuse_many("--grid and --seeds", len(seeds) * math.prod(map(len, grid.values())))
     for point in itertools.product(*grid.values()):

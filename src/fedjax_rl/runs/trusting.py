@@ -85,7 +85,7 @@ def aggregator_of(config: Config, of: Mapping[str, Any]) -> Aggregator:
     factory = registry.find("aggregator", config.aggregator)
     taken = inspect.signature(factory).parameters
     options = ("byzantine", "clip_radius", "filter_sigma", "episodes")
-    return factory(**{key: of[key] for key in options if key in taken})
+    return registry.make("aggregator", config.aggregator, factory, **{key: of[key] for key in options if key in taken})
 
 
 def attack_of(config: Config, of: Mapping[str, Any], aggregator: Aggregator) -> Attack | None:

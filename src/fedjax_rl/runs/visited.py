@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import ClusterError, kmeans2
 
-from fedjax_rl.config import Config
+from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.federation.simulate import FILM, run_rounds, stream
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.runs.assemble import initial_state, make_run
@@ -45,13 +45,23 @@ def spread(states: np.ndarray, count: int, components: int, clusters: int, seed:
     The clusters are those of k-means (k-means++ starts) in the first principal components of the standardised states.
     A cluster that has too few gives some more than once.
 
+    Raises:
+      ConfigError: a cluster stays empty.
+
     Source: Kong et al., "Heterogeneous Federated Reinforcement Learning via Policy Distillation", AAMAS 2025.
     """
     rng = np.random.default_rng(seed)
     deviation = states.std(axis=0)
     x = (states - states.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
     x = x @ np.linalg.svd(x, full_matrices=False)[2][:components].T
-    _, label = kmeans2(x, clusters, minit="++", seed=rng, iter=100, missing="raise")
+    try:
+        with np.errstate(invalid="ignore"):  # of distances that are all zero
+            _, label = kmeans2(x, clusters, minit="++", seed=rng, iter=100, missing="raise")
+    except ClusterError:
+        raise ConfigError(
+            f"--clusters {clusters}: the {len(states)} visited states are too few, or too alike, for so many; lower "
+            "--clusters"
+        ) from None
     chosen = []
     for k in range(clusters):
         members = np.flatnonzero(label == k)
