@@ -75,6 +75,11 @@ def test_a_run_is_the_commands_own(run, tmp_path):
     assert f"{run.returns['eval'][:, 1].mean():.1f} ±" in run._repr_html_()
 
 
+def test_one_client_has_no_interval(run, monkeypatch):
+    monkeypatch.setattr(fr.Run, "returns", {"eval": np.array([[1.0, 2.0]])})
+    assert "2.0 ± -" in run._repr_html_()
+
+
 def test_a_policy_is_the_one_that_an_evaluation_measures(run):
     """Before adaptation it is the server's; its noise is its distribution's."""
     shared, x = run.state().server.shared, np.array([0.3, -0.2], np.float32)

@@ -189,3 +189,19 @@ def test_the_digest_lists_every_file(saved):
     on_disk = {str(p.relative_to(saved / "2")) for p in (saved / "2").rglob("*") if p.is_file()}
     assert set(record["files"]) == on_disk
     assert record["step"] == 2
+
+
+def test_a_probe_takes_back_its_own_directories_and_no_others(tmp_path, monkeypatch):
+    checkpoint.probe(tmp_path / "runs/one")
+    assert not (tmp_path / "runs").exists()
+    write, other = checkpoint._write, tmp_path / "runs/two/config.toml"
+
+    def beside(*args):
+        write(*args)
+        other.parent.mkdir()
+        other.write_text("another run began meanwhile")
+
+    monkeypatch.setattr(checkpoint, "_write", beside)
+    checkpoint.probe(tmp_path / "runs/one")
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == [other]
+    assert not (tmp_path / "runs/one").exists()

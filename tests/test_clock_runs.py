@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedjax_rl as fr
 from fedjax_rl import config
 from fedjax_rl.cli import main
 from fedjax_rl.reports import finished
 from fedjax_rl.runs import assemble, loop, nan_dump, records, rundir, runner, timing
+from fedjax_rl.runs.progress import Reporter
 from test_train import SMALL, assert_same_run, final_hash, go, resume
 
 CLOCK = {"num_clients": 6, "in_flight": 4, "schedule": "async", "buffer": 2, "clients_per_round": 4, "speed": "uniform"}
@@ -76,6 +78,23 @@ def test_a_run_ends_at_its_time_is_evaluated_and_finished(tmp_path, capsys):
     before = final_hash(tmp_path / "run")
     assert resume(tmp_path / "run") == 0
     assert final_hash(tmp_path / "run") == before
+
+
+def test_a_member_ends_at_its_own_time(tmp_path):
+    """The slower clients are, the fewer rounds: whoever is over waits for the others as it is, and is evaluated."""
+    timed = replace(LATE, rounds=500, max_time=6.0, dropout=0.0, save_every=2, new_clients=0)
+    some = {tmp_path / f"{ratio}": replace(timed, speed_ratio=ratio) for ratio in (2.0, 9.0)}
+    assert len(runner.together(some)) == 1
+    runner.run_members(some, Reporter(quiet=True))
+    rounds = []
+    for path in some:
+        rows = records.sound(path / rundir.METRICS)
+        assert rows[-1]["clock/time"] >= 6.0 > rows[-2]["clock/time"]
+        [final] = records.sound(path / rundir.EVAL)
+        assert final["round"] == len(rows) == final_hash(path)[0]
+        np.testing.assert_allclose(fr.load(path).evaluate(), final["eval/returns"], rtol=1e-4)
+        rounds.append(len(rows))
+    assert rounds[0] != rounds[1]
 
 
 @pytest.mark.nightly

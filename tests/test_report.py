@@ -13,7 +13,7 @@ from scipy import stats
 from fedjax_rl import cli
 from fedjax_rl.config import build
 from fedjax_rl.reports import finished, plot, tables
-from fedjax_rl.runs import rundir
+from fedjax_rl.runs import records, rundir
 
 STEPS_PER_ROUND = 1280
 
@@ -320,3 +320,16 @@ def test_report_and_figure_import_no_jax(tmp_path):
         argv = [sys.executable, "-c", code, "report", str(tmp_path / "run"), *extra]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == want
+
+
+def test_runs_that_ended_by_their_time_are_one_group_whatever_their_rounds(tmp_path):
+    """A round takes two units of time; max_time = 100 is not reached."""
+    for number, (rounds, limit) in enumerate(((3, 5.0), (4, 5.0), (3, 100.0), (4, 100.0))):
+        path = make_run(
+            tmp_path / str(number), noise(number), rounds=rounds, seed=number, speed="linear", max_time=limit
+        )
+        rows = records.sound(path / rundir.METRICS)
+        (path / rundir.METRICS).write_text(records.text([{**row, "clock/time": 2.0 * row["round"]} for row in rows]))
+    groups = finished.gather([tmp_path], print)
+    assert [group.seeds for group in groups] == [[0, 1], [2], [3]]
+    assert "max_time=5.0" in groups[0].label and "rounds=4" in groups[2].label

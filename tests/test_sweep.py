@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import asdict, replace
 
@@ -12,9 +13,10 @@ import pytest
 
 from fedjax_rl import cli, config
 from fedjax_rl.cli import commands
-from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, sweep
+from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, scoring, sweep
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.progress import Reporter
+from fedjax_rl.runs.recorder import Hooks
 from test_train import LITTLE, untimed
 
 SMALL = replace(LITTLE, rounds=4, max_change_norm=0.01, adapt_steps=1, new_clients=0, save_every=2)
@@ -274,3 +276,78 @@ def test_the_command_sweeps_reports_and_resumes(capsys, tmp_path):
     assert "is a sweep" in capsys.readouterr().err
     assert cli.main([*argv, "--out", str(tmp_path / "s")]) == 2
     assert f"fedjax-rl resume {tmp_path / 's'}" in capsys.readouterr().err
+
+
+class EndsAfter:
+    """A callback that ends runs after a round: they then go on as ones that were interrupted."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def after_round(self, directory, row):
+        return row["round"] == self.number
+
+    def after_evaluation(self, directory, returns):
+        return False
+
+
+@pytest.mark.nightly
+def test_a_member_that_is_ahead_of_the_others_is_not_lost(tmp_path, capsys):
+    """It has no checkpoint in common with them, and is not trained again."""
+    some = members(tmp_path, {}, (0, 1), replace(SMALL, rounds=6, save_every=1, adapt_steps=0))
+    ahead = next(iter(some))
+    runner.run_members(some, QUIET, Hooks(callbacks=(EndsAfter(1),)))
+    runner.run_members({ahead: some[ahead]}, QUIET, Hooks(callbacks=(EndsAfter(5),)))
+    checkpoint.digest.path_of(ahead / "ckpt", 1).unlink()  # the best one, else kept
+    shutil.rmtree(ahead / "ckpt/1")
+    times = [row["sys/round_s"] for row in records.sound(ahead / "metrics.jsonl")]
+    assert runner.run_members(some, QUIET) == [] and capsys.readouterr().err == ""
+    assert [checkpoint.steps(path / "ckpt")[0] for path in some] == [6, 6]
+    assert [row["sys/round_s"] for row in records.sound(ahead / "metrics.jsonl")][:5] == times and len(times) == 5
+
+
+def test_who_has_no_checkpoint_in_common_with_the_others_goes_on_alone(tmp_path, monkeypatch, capsys):
+    """Of four, one has none at all, and it alone is lost."""
+    some, ran = members(tmp_path, {}, (0, 1, 2, 3)), []
+    _, ahead, lost, _ = some
+
+    def run_group(configs, paths, *_):
+        if lost in paths or (ahead in paths and len(paths) > 1):
+            raise checkpoint.NoCheckpoint("gone", lost if lost in paths else ahead)
+        ran.append([*paths])
+
+    monkeypatch.setattr(runner, "run_group", run_group)
+    assert runner.run_members(some, QUIET) == [lost]
+    assert sorted(ran, key=len) == [[ahead], [path for path in some if path not in (ahead, lost)]]
+    assert capsys.readouterr().err.count("gone; the other runs go on") == 1
+
+
+def test_a_member_that_was_prolonged_keeps_its_rounds_and_stops_no_other(tmp_path, capsys, monkeypatch):
+    some = members(tmp_path, {}, (0, 1))
+    for path, c in some.items():
+        rundir.create(path, c)
+    prolonged, other = some
+    rundir.write_config(prolonged, replace(some[prolonged], rounds=11))
+    checkpoint.digest.write(prolonged / "ckpt", {"step": 9, "score": None, "files": {}})
+    ran = {}
+    monkeypatch.setattr(runner, "run_group", lambda configs, paths, *_: ran.update(zip(paths, configs, strict=True)))
+    assert runner.run_members(some, QUIET) == []
+    assert {path: c.rounds for path, c in ran.items()} == {prolonged: 11, other: 4}
+    assert f"{prolonged} was prolonged: it goes on to round 11, not 4" in capsys.readouterr().err
+
+
+def test_a_second_sweep_in_one_place_is_refused(tmp_path):
+    out = tmp_path / "s"
+    rundir.create_sweep(out, members(out, {}), 0)
+    plan = (out / rundir.SWEEP).read_bytes()
+    with pytest.raises(config.ConfigError, match=f"s exists and is not empty; continue it with: .* resume {out}"):
+        rundir.create_sweep(out, members(out, {}, (7,)), 1)
+    assert (out / rundir.SWEEP).read_bytes() == plan
+
+
+def test_what_ended_before_a_halving_has_the_score_of_its_end(tmp_path):
+    for number, score in ((2, 4.0), (3, 5.0)):
+        rundir.append(tmp_path / rundir.EVAL, {"round": number, "final": True, "eval/returns": [[0.0, score]]})
+    assert [scoring.score_at(tmp_path, number) for number in (1, 2, 3, 9)] == [-np.inf, 4.0, 5.0, 5.0]
+    rundir.mark_diverged(tmp_path, 4)
+    assert [scoring.score_at(tmp_path, number) for number in (3, 9)] == [5.0, -np.inf]

@@ -196,6 +196,10 @@ def test_what_privacy_was_bought_for_is_not_prolonged(private, tmp_path, capsys)
     assert go(white, tmp_path / "white") == 0
     assert resume(tmp_path / "white", rounds=3) == 2
     assert "dp_epsilon = 4.0 is spent by round 2; train anew with dp_noise =" in capsys.readouterr().err
+    path = tmp_path / "white" / rundir.CONFIG
+    path.write_text(path.read_text().replace("rounds = 2\n", "rounds = 3\n"))
+    assert rundir.open_run(path.parent).rounds == 3 and resume(path.parent) == 2
+    assert "rounds = 3: dp_epsilon = 4.0 is spent by round 2" in capsys.readouterr().err
     noise = rundir.open_run(tmp_path / "white").dp_noise
     with pytest.raises(
         ConfigError, match=r"dp_epsilon = 4.0 and dp_noise = 0.1: this noise costs .*; give one of them"
@@ -319,3 +323,17 @@ def test_memory_beyond_four_gibibytes_is_refused_with_its_size():
         ConfigError, match=r"num_clients = 100000: what they keep of their messages takes 1\d\d\.\d GiB"
     ):
         assemble.make_group([many])
+
+
+def test_a_round_in_which_nobody_was_drawn_is_a_round(tmp_path):
+    """Each of six clients is drawn with probability 1/6."""
+    drawn = replace(SMALL, clients_per_round=1, selection="poisson", rounds=8, eval_every=0, adapt_steps=0)
+    assert go(drawn, tmp_path / "run") == 0
+    said = records.sound(tmp_path / "run" / rundir.PARTICIPANTS)
+    speeds = [row["sys/env_steps_per_s"] for row in records.sound(tmp_path / "run" / rundir.METRICS)]
+    assert [speed == 0 for speed in speeds] == [not row["selected"] for row in said]
+    assert 0.0 in speeds and len(speeds) == 8
+    for line in ('"sys/round_s": 0.0, "sys/env_steps_per_s": 1.0', '"sys/round_s": 1.0, "sys/env_steps_per_s": -1.0'):
+        (tmp_path / rundir.METRICS).write_text(f'{{"round": 1, {line}}}\n')
+        with pytest.raises(ConfigError, match="is missing or"):
+            records.sound(tmp_path / rundir.METRICS)

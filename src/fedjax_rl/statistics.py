@@ -89,13 +89,18 @@ def named(prefix: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}/return/adapt_{j}": {"mean": m, "ci95": c, "num_clients": count} for j, (m, c) in pairs}
 
 
+def cell(mean: float, half: float | None) -> str:
+    """'12.3 ± 4.5'; '-' where there is no interval."""
+    return f"{mean:.1f} ± {'-' if half is None else f'{half:.1f}'}"
+
+
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows of mean ± 95 % interval over clients, before adaptation and after each step."""
     steps = max(len(s["mean"]) for s in summaries.values()) - 1
     header = ["return", "clients", "before", *[f"{j} step{'s' if j > 1 else ''}" for j in range(1, steps + 1)]]
     rows = [header]
     for label, s in summaries.items():
-        cells = [f"{m:.1f} ± {'-' if c is None else f'{c:.1f}'}" for m, c in zip(s["mean"], s["ci95"], strict=True)]
+        cells = [cell(m, c) for m, c in zip(s["mean"], s["ci95"], strict=True)]
         rows.append([label, str(s["num_clients"]), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [

@@ -63,7 +63,7 @@ class Run:
         federation's clients. "eval_new": n clients that were never trained on. Under attack, "eval" is of the honest
         clients, and "eval_malicious" of the others.
         """
-        rows = scoring.finals(self.path)
+        rows = [record for record in records.sound(self.path / rundir.EVAL) if record["final"]]
         found = rows[-1] if rows else {}
         names = [name for name in records.EVALUATED if f"{name}/returns" in found]
         return {name: np.array(found[f"{name}/returns"], float) for name in names}
@@ -237,7 +237,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         rows = [
-            (name, *[f"{mean:.1f} ± {half:.1f}" for mean, half in map(statistics.mean_ci95, returns.T.tolist())])
+            (name, *[statistics.cell(*statistics.mean_ci95(column)) for column in returns.T.tolist()])
             for name, returns in self.returns.items()
         ]
         config = self.config

@@ -48,7 +48,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that does not exist yet, whole or not at all.
+    """Write a file that does not exist yet, whole or not at all, and see it on the disk.
 
     Raises:
       CannotWrite: it exists, or the system refuses.
@@ -58,6 +58,7 @@ def write_new(path: Path, content: bytes) -> None:
             try:
                 file.write(content)
                 file.flush()
+                os.fsync(file.fileno())
             except OSError:
                 path.unlink()
                 raise

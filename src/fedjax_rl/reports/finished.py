@@ -137,7 +137,7 @@ def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Setting]:
         raise ConfigError(f"the runs are of different environments ({', '.join(envs)}); report one at a time")
     together: dict[tuple, list[FinishedRun]] = {}
     for run in runs:
-        together.setdefault(tuple(_identity(run.config).items()), []).append(run)
+        together.setdefault(tuple(_identity(run).items()), []).append(run)
     labels = _labels([dict(key) for key in together])
     return [Setting(label, _by_seed(members)) for label, members in zip(labels, together.values(), strict=True)]
 
@@ -180,10 +180,17 @@ def read(path: Path) -> FinishedRun:
     return FinishedRun(path, replace(config, rounds=last["round"]), returns, rounds)
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    """What separates groups: the algorithm and every value that decides the result, but the seed."""
+def _identity(run: FinishedRun) -> dict[str, Any]:
+    """What separates groups: the algorithm and every value that decides the result, but the seed.
+
+    Runs that ended by their time may have unlike rounds.
+    """
+    config = run.config
     names = [item.name for item in fields(config) if item.name not in EXECUTION | {"seed"}]
-    return {"algorithm": config.algorithm, **{name: getattr(config, name) for name in names}}
+    found: dict[str, Any] = {"algorithm": config.algorithm, **{name: getattr(config, name) for name in names}}
+    if config.max_time and run.rounds and (run.rounds[-1].get("clock/time") or 0) >= config.max_time:
+        found["rounds"] = "by time"
+    return found
 
 
 def _labels(identities: Sequence[dict[str, Any]]) -> list[str]:

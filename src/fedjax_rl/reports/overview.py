@@ -31,14 +31,14 @@ def show(path: Path, as_json: bool) -> None:
     values = {"algorithm": config.algorithm, **vars(config)}
     evaluations = [
         {"round": record["round"], "final": record["final"], **_means(record)}
-        for record in records.read(path / rundir.EVAL).rows
+        for record in records.sound(path / rundir.EVAL)
     ]
     saved = sorted(digest.steps(path / rundir.CHECKPOINTS))
     if as_json:
         output.result(json.dumps({**row(path), "config": values, "checkpoints": saved, "evaluations": evaluations}))
         return
-    about = {name: value for name, value in row(path).items() if value is not None and name not in values}
-    lines = [f"{name}: {_text(value)}" for name, value in about.items()]
+    about = {name: value for name, value in row(path).items() if name == "rounds" or name not in values}
+    lines = [f"{name}: {_text(value)}" for name, value in about.items() if value is not None]
     lines += [f"checkpoints: {', '.join(map(str, saved)) or 'none'}", "", "values:"]
     lines += [f"  {name} = {value!r}" for name, value in values.items()]
     if evaluations:
@@ -56,8 +56,8 @@ def row(path: Path) -> dict[str, Any]:
     """
     try:
         config = rundir.open_run(path)
-        rounds = records.read(path / rundir.METRICS).rows
-        finals = [record for record in records.read(path / rundir.EVAL).rows if record["final"]]
+        rounds = records.sound(path / rundir.METRICS)
+        finals = [record for record in records.sound(path / rundir.EVAL) if record["final"]]
     except (ConfigError, OSError) as error:
         return {"run": str(path), "state": explain(error) if isinstance(error, OSError) else str(error)}
     done = rounds[-1]["round"] if rounds else 0

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def probe(run: Path) -> None:
             "or bytes that are not UTF-8; choose another name"
         )
     places = (*reversed(where.parents), where, where / CHECKPOINTS, where / CHECKPOINTS / PROBE)
-    made = next(path for path in places if path == places[-1] or not os.path.lexists(path))
+    made = [path for path in places[:-1] if not os.path.lexists(path)]
     try:
         shutil.rmtree(places[-1], ignore_errors=True)  # of a process that was killed here
         _write(places[-1], 0, {"x": np.arange(3.0)}, None, "")
@@ -95,7 +96,10 @@ def probe(run: Path) -> None:
         reason = explain(error) if isinstance(error, OSError) else (str(error).strip().splitlines() or ["?"])[-1][:200]
         raise ConfigError(f"--out {run}: checkpoints cannot be kept there: {reason}; choose another place") from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(places[-1], ignore_errors=True)
+        with suppress(OSError):  # one that is not empty is another run's by now
+            for path in reversed(made):
+                path.rmdir()
 
 
 def _is_utf8(path: Path) -> bool:

@@ -98,39 +98,40 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
     config = group.run.config
     number, asked = int(states.round[0]), False
     lasts = [records.read(one.directory / rundir.METRICS).rows[-1:] for one in members]
-    over = all(rows and one.config.is_over(rows[0]) for rows, one in zip(lasts, members, strict=True))
+    over = np.array([bool(rows) and one.config.is_over(rows[0]) for rows, one in zip(lasts, members, strict=True)])
     alive = np.ones(len(members), bool)
     unsaved = not all(number in checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members)
     compile_s, silent = program.compile_s, np.zeros(len(members), bool)
     reporter.start(number, config.rounds, config.max_time)
     try:
-        while number < config.rounds and not asked and not over and not _agreed(caught):
-            began, before, earlier = time.perf_counter(), np.asarray(alive), states
-            states, alive, measured = jax.block_until_ready(program.step(states, alive, group.values))
-            number, unsaved = number + 1, True
+        while number < config.rounds and not asked and not over[alive].all() and not _agreed(caught):
+            began, before, earlier = time.perf_counter(), alive & ~over, states  # who is over keeps its state
+            states, finite, measured = jax.block_until_ready(program.step(states, before, group.values))
+            number, unsaved, alive = number + 1, True, np.asarray(finite) | over
             rows, participants = _rows(measured, number, time.perf_counter() - began, group, compile_s)
             compile_s = 0.0
             _dump(group, earlier, rows, before, members, reporter)
-            asked = _record(rows, participants, before, np.asarray(alive), members, reporter)
+            asked = _record(rows, participants, before, alive, members, reporter)
             silent |= silence.say(rows, before & ~silent, members, reporter)
-            over = all(members[i].config.is_over(rows[i]) for i in np.flatnonzero(alive))
-            is_last, scores = number == config.rounds or over, {}
-            if config.eval_every and number % config.eval_every == 0 and not is_last:
-                for i in np.flatnonzero(alive):
+            ends = before & alive & [one.config.is_over(row) for one, row in zip(members, rows, strict=True)]
+            over |= ends
+            scores: dict[Any, float] = {}
+            if config.eval_every and number % config.eval_every == 0:
+                for i in np.flatnonzero(alive & ~over):
                     one = members[i]
-                    scores[i], ends = scoring.periodic(one.evaluation, state_of(states, i), one.recorder, number)
-                    asked |= ends
+                    scores[i], ask = scoring.periodic(one.evaluation, state_of(states, i), one.recorder, number)
+                    asked |= ask
             asked = any(one.recorder.callbacks for one in members) and bool(placement.agree(asked))
-            if number % config.save_every == 0 or is_last or scores or asked:
-                _save(states, alive, members, number, scores)
-                unsaved = False
+            if number % config.save_every == 0 or scores or asked:
+                ends, unsaved = before & alive, False
+            _save(states, ends, members, number, scores)
         stop = _agreed(caught)
         if stop and unsaved:
-            _save(states, alive, members, number, {})
+            _save(states, alive & ~over, members, number, {})
     finally:
         reporter.stop()
     stop_if(stop)
-    return states, np.asarray(alive)
+    return states, alive
 
 
 def _agreed(caught: list[int]) -> int:

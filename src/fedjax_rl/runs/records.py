@@ -17,7 +17,7 @@ from fedjax_rl.host.exits import ConfigError
 
 METRICS, EVAL, PARTICIPANTS = "metrics.jsonl", "eval.jsonl", "participants.jsonl"
 EVALUATED = ("eval", "eval_malicious", "eval_new")  # kinds of clients of which an evaluation has returns
-TIMES = ("sys/round_s", "sys/env_steps_per_s")  # of a round, of which a report makes environment steps
+SECONDS, SPEED = "sys/round_s", "sys/env_steps_per_s"  # of a round, of which a report makes environment steps
 SEAL = ', "crc32": "'
 Row = dict[str, Any]
 
@@ -123,9 +123,10 @@ def _check_metrics(row: Row) -> None:
     for name, value in row.items():
         if value is not None and not _is_number(value):
             raise ValueError(f"{name} = {value!r}: must be a number or null")
-    for name in TIMES:
-        if not _is_number(row.get(name)) or row[name] <= 0:
-            raise ValueError(f"{name} is missing or not positive")
+    if not _is_number(row.get(SECONDS)) or row[SECONDS] <= 0:
+        raise ValueError(f"{SECONDS} is missing or not positive")
+    if not _is_number(row.get(SPEED)) or row[SPEED] < 0:  # 0: nobody was drawn
+        raise ValueError(f"{SPEED} is missing or negative")
 
 
 def _check_evaluation(row: Row) -> None:

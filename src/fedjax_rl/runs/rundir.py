@@ -17,7 +17,7 @@ from typing import Any
 from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.config.sources import SEAL, load, loads, to_sealed_toml, to_toml
 from fedjax_rl.host import exits, lifeline, output
-from fedjax_rl.host.files import explain, read_text, write_text
+from fedjax_rl.host.files import explain, read_text, write_new, write_text
 from fedjax_rl.runs import digest, provenance, records
 from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS
 
@@ -88,13 +88,19 @@ def create(path: Path, config: Config) -> None:
 
 @by_the_writer
 def create_sweep(path: Path, members: Mapping[Path, Config], halvings: int) -> None:
-    """Make the directory and remember what the sweep was asked to do."""
+    """Make the directory and remember what the sweep was asked to do.
+
+    Raises:
+      ConfigError: it cannot be written, or holds a sweep.
+    """
     plan = {"halvings": halvings, "members": {member.name: to_toml(config) for member, config in members.items()}}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / SWEEP, json.dumps({**plan, "sha256": _hash_of(plan)}, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write the sweep's directory {path}: {explain(error)}") from error
+        write_new(path / SWEEP, (json.dumps({**plan, "sha256": _hash_of(plan)}, indent=1) + "\n").encode())
+    except (OSError, exits.CannotWrite) as error:
+        refuse_existing(path)  # another sweep began at the same time
+        reason = explain(error) if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot write the sweep's directory {path}: {reason}") from error
 
 
 def is_sweep(path: Path) -> bool:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.config.sources import loads
 from fedjax_rl.envs import engine
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.simulate import State
@@ -51,10 +52,11 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks
         if (path / rundir.CONFIG).exists():
             rundir.refuse_another(config, rundir.open_run(path), path, "move it away, or choose another directory")
     lost: list[Path] = []
+    left = {p: _no_shorter(p, c, reporter) for p, c in members.items() if not is_settled(p, c)}
     with signals.heeded() as caught:
-        for paths in together({p: c for p, c in members.items() if not is_settled(p, c)}):
+        for paths in together(left):
             loop.stop_if(placement.agree(caught[0] if caught else 0))
-            lost += _bring(paths, members, reporter, hooks)
+            lost += _bring(paths, left, reporter, hooks)
     placement.agree(0)  # what the first process has written is there for all to read
     return lost
 
@@ -69,7 +71,8 @@ def with_engine(path: Path, config: Config) -> Config:
     if not (path / rundir.CONFIG).exists():
         return privacy.with_noise(with_lanes(replace(config, backend=engine(config.env, config.backend))), None)
     begun = rundir.open_run(path)
-    config = privacy.with_noise(config, begun)
+    text = checkpoint.saved_config(path / rundir.CHECKPOINTS)  # config.toml may have had its rounds changed since
+    config = privacy.with_noise(config, replace(begun, rounds=loads(text).rounds) if text else begun)
     if config.backend == "auto":
         config = replace(config, backend=begun.backend)
     try:
@@ -109,19 +112,34 @@ def check(members: Mapping[Path, Config]) -> None:
 
 
 def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks) -> list[Path]:
-    """Bring a group to its end, without the members (returned) that have lost their checkpoints."""
+    """Bring a group to its end, without the members (returned) that have lost their checkpoints.
+
+    A member that has no checkpoint in common with the others goes on alone.
+    """
     lost: list[Path] = []
-    while left := [path for path in paths if path not in lost]:
+    groups = [[*paths]]
+    while groups:
+        some = groups.pop(0)
         try:
-            run_group([members[path] for path in left], left, reporter, hooks)
-            break
+            run_group([members[path] for path in some], some, reporter, hooks)
         except loop.Diverged as error:  # nobody of this group is left; the other groups go on
             reporter.warn(str(error))
-            break
         except NoCheckpoint as error:
-            reporter.warn(f"{error}; the other runs go on")
-            lost.append(error.run)
+            if some == [error.run]:
+                reporter.warn(f"{error}; the other runs go on")
+                lost.append(error.run)
+            else:
+                groups = [[path for path in some if path != error.run], [error.run], *groups]
     return lost
+
+
+def _no_shorter(path: Path, config: Config, reporter: Reporter) -> Config:
+    """The configuration, or the run's own where it was prolonged alone beyond the rounds that are asked for."""
+    if max(checkpoint.steps(path / rundir.CHECKPOINTS), default=0) <= config.rounds:
+        return config
+    begun = rundir.open_run(path)
+    reporter.warn(f"{path} was prolonged: it goes on to round {begun.rounds}, not {config.rounds}")
+    return begun
 
 
 def is_settled(path: Path, config: Config) -> bool:

@@ -139,9 +139,11 @@ def finals(directory: Path) -> list[dict[str, Any]]:
 
 
 def score_at(directory: Path, number: int) -> float:
-    """The mean return after one step when the run ended in a round; -inf when it never did."""
-    returns = [record["eval/returns"] for record in finals(directory) if record["round"] == number]
-    return _score(returns[-1]) if returns else -math.inf
+    """The mean return after one step when the run ended in a round or, by its time, before it; -inf when it did not."""
+    found = [record for record in finals(directory) if record["round"] <= number]
+    if not found or (found[-1]["round"] < number and (directory / rundir.DIVERGED).exists()):
+        return -math.inf
+    return _score(found[-1]["eval/returns"])
 
 
 def old_clients(evaluation: Evaluation, state: simulate.State, count: int) -> Returns:
