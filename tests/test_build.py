@@ -74,12 +74,13 @@ def test_no_key_is_used_twice(name):
     The check takes the vmap of any scan over split keys for a second use (jax 0.10), so that of the algorithms that
     sample in such a scan one client's work is checked instead.
     """
-    extra = {"critic": "local"} if issubclass(config.CONFIGS[name], ChangeConfig) else {}
+    takes = issubclass(config.CONFIGS[name], ChangeConfig) and not config.CONFIGS[name].refuses_critic
+    extra = {"critic": "local"} if takes else {}
     extra |= {} if config.CONFIGS[name].refuses_stragglers else {"stragglers": 0.3}
     extra |= {"public_states": str(PUBLIC_STATES)} if name == "fedhpd" else {}
     extra |= {"local_steps": 2} if name in ("afedpg", "nigt", "npg") else {}
     extra |= {"buffer": 2} if name == "nigt" else {}
-    extra |= {"env": "finite/random", "critic": "linear"} if config.CONFIGS[name].learns_values else {}
+    extra |= {"env": "finite/random"} if config.CONFIGS[name].learns_values else {}
     extra |= {"local_steps": 2, "learn_after": 1, "keep": "all"} if name == "dqn_avg" else {}
     extra |= {"critic": "linear", "client_episodes": (1, 2)} if name == "fedstrategy" else {}
     extra |= {"stragglers": 0.0} if name == "q_avg" else {}  # one step cannot be fewer
