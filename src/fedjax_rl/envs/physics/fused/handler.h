@@ -36,7 +36,7 @@ XLA_FFI_Error* launch(XLA_FFI_CallFrame* frame, const Arrays& arrays, long n, in
 }  // namespace
 
 extern "C" XLA_FFI_Error* step(XLA_FFI_CallFrame* frame) {
-  for (XLA_FFI_Extension_Base* e = frame->extension_start; e; e = e->next)
+  for (auto* e = frame->extension_start; e; e = e->next)  // of a type whose name jaxlib 0.11 changed
     if (e->type == XLA_FFI_Extension_Metadata) {  // XLA asks once which version of the interface this is
       XLA_FFI_Metadata* metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(e)->metadata;
       metadata->api_version.major_version = XLA_FFI_API_MAJOR;
