@@ -1,7 +1,9 @@
 """Configurations: ranges, layers, names, and the file that reproduces a run."""
 
 import random
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +122,13 @@ def test_on_ant_every_preset_but_the_papers_adapts_faster():
     assert values == {name: (0.1, 1.0) if name in ("paper", *own) else (0.5, 0.9) for name in presets.PRESETS}
     reptile = presets.preset("laptop", "reptile", "ant/direction")
     assert reptile["local_lr"] == reptile["inner_lr"] and reptile["max_change_norm"] == pytest.approx(500 * 0.002)
+
+
+@pytest.mark.parametrize("folder", ["config", "cli"])
+def test_no_option_has_its_help_where_it_is_not_read(folder):
+    """A comment behind a definition of several lines is passed over, and the help of the option above is shown."""
+    for path in (Path(config.__file__).parents[1] / folder).glob("*.py"):
+        assert not re.search(r"^ {4}\) +#", path.read_text(), re.MULTILINE), path.name
 
 
 def test_the_paper_preset_has_the_published_numbers():

@@ -345,9 +345,13 @@ def test_a_second_sweep_in_one_place_is_refused(tmp_path):
     assert (out / rundir.SWEEP).read_bytes() == plan
 
 
-def test_what_ended_before_a_halving_has_the_score_of_its_end(tmp_path):
+def test_what_its_time_ended_before_a_halving_has_the_score_of_its_end(tmp_path):
+    """What went no further for another reason, as a run whose checkpoints are lost, has none."""
+    rundir.write_config(tmp_path, config.build("fedavg", {"max_time": 7.0, "speed": "linear"}))
+    seconds = {"sys/round_s": 1.0, "sys/env_steps_per_s": 1.0, "env_steps": 1}
     for number, score in ((2, 4.0), (3, 5.0)):
         rundir.append(tmp_path / rundir.EVAL, {"round": number, "final": True, "eval/returns": [[0.0, score]]})
-    assert [scoring.score_at(tmp_path, number) for number in (1, 2, 3, 9)] == [-np.inf, 4.0, 5.0, 5.0]
-    rundir.mark_diverged(tmp_path, 4)
-    assert [scoring.score_at(tmp_path, number) for number in (3, 9)] == [5.0, -np.inf]
+    rundir.append(tmp_path / rundir.METRICS, {"round": 1, "clock/time": 6.9, **seconds})
+    assert [scoring.score_at(tmp_path, number) for number in (1, 2, 3, 9)] == [-np.inf, 4.0, 5.0, -np.inf]
+    rundir.append(tmp_path / rundir.METRICS, {"round": 2, "clock/time": 7.0, **seconds})
+    assert scoring.score_at(tmp_path, 9) == 5.0

@@ -138,9 +138,8 @@ class FedHpdConfig(Config):
     public_states: str = plain("")  # file of the states that clients distil on, made by `fedjax-rl public-states`
     # consensus: distil from the mean policy; placebo: the same steps without a gradient; none: every client alone
     distill: str = name("consensus", "consensus", "placebo", "none")
-    distill_optimizer: str = name(
-        "own", "own", "shared"
-    )  # Adam of the distillation: its own, or that of the local steps
+    # Adam of the distillation: its own, or that of the local steps
+    distill_optimizer: str = name("own", "own", "shared")
     loops: int = number(5, 1, 1000)  # how often each part of the public states is distilled on in a round
     parts: int = number(2, 1, 1000)  # parts of the public states, each a step of distillation
     lr_decay: float = number(0.95, 0, 1, above=True)  # factor of the rates after every lr_decay_every batches

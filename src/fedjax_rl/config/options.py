@@ -191,7 +191,11 @@ class Config:
 
     def is_over(self, row: Mapping[str, Any]) -> bool:
         """Is a round, by its line of metrics, the last: of the rounds, or the first at max_time?"""
-        return row["round"] >= self.rounds or bool(self.max_time and (row.get("clock/time") or 0) >= self.max_time)
+        return row["round"] >= self.rounds or self.is_out_of_time(row)
+
+    def is_out_of_time(self, row: Mapping[str, Any]) -> bool:
+        """Is a round, by its line of metrics, at max_time?"""
+        return bool(self.max_time and (row.get("clock/time") or 0) >= self.max_time)
 
     @property
     def batches(self) -> int:
@@ -216,9 +220,8 @@ class SendingConfig(Config):
     # what a client does with what it did not send: forgets it (none), adds it to the next message (classic), or sends
     # differences (ef21); auto: classic for top_k, sign, low_rank and top_k+quantise, none for the others
     feedback: str = name("auto", "auto", "none", "classic", "ef21")
-    client_momentum: float = number(
-        0.0, 0, 0.9999
-    )  # decay of the running mean that a client sends of its messages (0: off)
+    # decay of the running mean that a client sends of its messages (0: off)
+    client_momentum: float = number(0.0, 0, 0.9999)
     downlink_bits: int = number(0, 0, 16)  # bits of a number that the server sends (0: all 32)
 
 
@@ -228,7 +231,7 @@ class ServerConfig(Config):
 
     server: str = name("adam", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
     server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
-    server_half_life: float = number(0.0, 0, BIG)  # steps of it in which its rate falls to half (0: it stays)
+    server_half_life: float = number(0.0, 0, BIG)  # its steps in which that rate falls to half (0: it stays)
 
 
 @dataclass(frozen=True, kw_only=True)

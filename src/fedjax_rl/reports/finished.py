@@ -188,7 +188,7 @@ def _identity(run: FinishedRun) -> dict[str, Any]:
     config = run.config
     names = [item.name for item in fields(config) if item.name not in EXECUTION | {"seed"}]
     found: dict[str, Any] = {"algorithm": config.algorithm, **{name: getattr(config, name) for name in names}}
-    if config.max_time and run.rounds and (run.rounds[-1].get("clock/time") or 0) >= config.max_time:
+    if run.rounds and config.is_out_of_time(run.rounds[-1]):
         found["rounds"] = "by time"
     return found
 

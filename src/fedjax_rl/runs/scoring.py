@@ -141,8 +141,12 @@ def finals(directory: Path) -> list[dict[str, Any]]:
 def score_at(directory: Path, number: int) -> float:
     """The mean return after one step when the run ended in a round or, by its time, before it; -inf when it did not."""
     found = [record for record in finals(directory) if record["round"] <= number]
-    if not found or (found[-1]["round"] < number and (directory / rundir.DIVERGED).exists()):
+    if not found:
         return -math.inf
+    if found[-1]["round"] < number:  # ended by its time, or diverged or lost since
+        rows = records.read(directory / rundir.METRICS).rows
+        if not rows or not rundir.open_run(directory).is_out_of_time(rows[-1]):
+            return -math.inf
     return _score(found[-1]["eval/returns"])
 
 
