@@ -12,6 +12,8 @@ from typing import NamedTuple
 from faults.outcome import Answer, Case, judge
 from faults.suite import TIMES
 from faults.worker import ENV, Worker, each
+from fedjax_rl.config import ConfigError, sources
+from fedjax_rl.runs import rundir
 
 LITTLE = "--preset tiny --episodes 1 --local-steps 1 --new-clients 0 --adapt-steps 0".split()
 TINY = [*LITTLE, "--eval-every", "1", "--keep-every", "1"]
@@ -111,14 +113,24 @@ def one(worker: Worker, home: Path, plan: Plan, whole: "Result") -> Case:
     shutil.copytree(home / plan.base, place / plan.base, symlinks=True)
     path = place / plan.base / plan.file
     DAMAGES[plan.damage](path, random.Random(plan.seed))
-    before = Content.of(place / plan.base)
+    before, is_edit = Content.of(place / plan.base), edited(path, home / plan.base / plan.file)
     mine = run(worker, place, plan.base, plan.command, path)
     lost = before.lost(Content.of(place / plan.base), plan.command == "resume", mine.answer.err)
     names = [plan.file.name, *(words for name, words in MISSED.items() if plan.file.name.endswith(name))]
-    end = judge(mine.answer, same=mine.same_as(whole), names=names, lost=lost)
+    end = judge(mine.answer, same=is_edit or mine.same_as(whole), names=names, lost=lost)
     what = f"{plan.base}/{plan.file}, then {' '.join(COMMANDS[plan.base, plan.command])}"
     shutil.rmtree(place)
     return Case(f"damage: {plan.damage}", what, end, f"[{mine.answer.code}] {lost} {mine.answer.err}")
+
+
+def edited(path: Path, whole: Path) -> bool:
+    """Is it a configuration that is not the whole one and keeps its seal? A person may change it so: no damage."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        differs = path.name == rundir.CONFIG and text != whole.read_text(encoding="utf-8")
+        return differs and sources.SEAL in text and bool(sources.loads(text, path.name))
+    except (OSError, ValueError, ConfigError):
+        return False
 
 
 class Result(NamedTuple):

@@ -238,7 +238,7 @@ PLACES: dict[str, tuple[Callable[[Path], None], list[str] | None, bool]] = {
     "a pipe": (lambda place: os.mkfifo(place / "run"), None, False),
     "a directory without rights": (_closed(0), None, False),
     "a directory to read only": (_closed(0o555), None, False),
-    "a directory that may be written, not listed": (_closed(0o333), None, False),
+    "a directory that may be written, not listed": (_closed(0o333), None, True),
     "another's directory": (_closed(0o755, owner=12345), None, os.geteuid() != 0),
     "another's directory, closed": (_closed(0o700, owner=12345), None, os.geteuid() != 0),
     **{f"a run to read only, {argv[0]}": (_mode(0o555), argv, True) for argv in READ},

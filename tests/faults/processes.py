@@ -113,7 +113,7 @@ def signalled(home: Path) -> Iterator[Case]:
 def _is_in(phase: str, pair: "Pair", run: Path) -> bool:
     said = pair.said(0)
     if phase == "compilation":
-        return " on probe/delayed, seed" in said
+        return f" on {ENV}, seed" in said
     if phase == "the last evaluation":
         return "evaluating 4 clients" in said
     if phase == "a round":
