@@ -90,6 +90,18 @@ def test_every_preset_of_every_algorithm_is_legal():
             assert config.build(algorithm, presets.preset(name, algorithm)).num_clients > 0
 
 
+@pytest.mark.parametrize("algorithm", [name for name, cls in CONFIGS.items() if cls.beyond_presets])
+def test_no_preset_touches_what_an_algorithm_has_values_of_its_own_for(algorithm):
+    """A rate of the server goes with its half-life: a mean model that is taken by less and less stops to learn."""
+    own = set(CONFIGS[algorithm].beyond_presets)
+    for name in presets.PRESETS:
+        for env in (None, "ant/direction", "half_cheetah/direction"):
+            assert not own & presets.preset(name, algorithm, env).keys()
+    if "server_lr" in own:
+        found = presets.preset("efficient", algorithm)
+        assert config.build(algorithm, found).server_half_life == 0
+
+
 def test_reptiles_clip_grows_with_its_local_rate():
     """Its change is an adaptation's, 0.09 to begin with on half-cheetah: the clip of the others would cut all of it."""
     ours, others = presets.preset("laptop", "reptile"), presets.preset("laptop", "fedavg")

@@ -249,7 +249,7 @@ def test_a_missing_extra_is_named(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert cli.main(["render", str(trained), "--out", str(tmp_path / "a.gif")]) == 2
     err = capsys.readouterr().err
-    assert err == "fedjax-rl: a GIF needs Pillow; install it with: pip install '.[render]' in a clone\n"
+    assert err == "fedjax-rl: a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'\n"
     with pytest.raises(fedjax_rl.ConfigError, match="a GIF needs Pillow"):
         fedjax_rl.load(trained).render(tmp_path / "a.gif")
 

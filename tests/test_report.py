@@ -291,7 +291,7 @@ def test_figure_shows_the_means_and_needs_matplotlib(two, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = call(capsys, two, "--figure", two / "f.png")
     assert (code, out) == (2, "")
-    assert "pip install '.[plot]' in a clone" in err
+    assert "pip install 'fedjax-rl[plot]'" in err
 
 
 def test_curves_are_ten_round_means_of_long_runs():

@@ -222,7 +222,7 @@ def test_without_the_extra_a_private_run_is_refused_in_a_line(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     privacy._epsilon.cache_clear()
     assert go(replace(PRIVATE, dp_epsilon=0.0, dp_noise=1.7, dp_noise_kind="white"), tmp_path / "run") == 2
-    assert "pip install 'fedjax_rl[privacy]'" in capsys.readouterr().err
+    assert "pip install 'fedjax-rl[privacy]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

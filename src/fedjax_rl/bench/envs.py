@@ -34,7 +34,7 @@ def envs(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[R
     if env != "half_cheetah/direction":
         raise ConfigError(f"--env {env}: bench envs measures {' and '.join(STEPS)}; leave it out")
     if not find_spec("gymnasium"):
-        raise ConfigError("bench envs needs gymnasium: pip install '.[gym]' in a clone")
+        raise ConfigError("bench envs needs gymnasium: pip install 'fedjax-rl[gym]'")
     rows = []
     for name, steps in STEPS.items():
         for size in sizes or (10, 200, 800):

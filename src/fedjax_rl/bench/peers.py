@@ -38,7 +38,7 @@ def peers(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[
         import gymnasium  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"bench peers needs {error.name}: pip install '.[bench]' in a clone") from None
+        raise ConfigError(f"bench peers needs {error.name}: pip install 'fedjax-rl[bench]'") from None
     if not env.startswith("half_cheetah"):
         raise ConfigError(f"--env {env}: bench peers compares half_cheetah/... only")
     cohort = (sizes or (40,))[0]

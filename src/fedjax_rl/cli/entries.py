@@ -176,7 +176,7 @@ def _bench(argv: Sequence[str]) -> int:
 def _doctor(argv: Sequence[str]) -> int:
     from fedjax_rl.cli import options as known
 
-    options = known.parse_command(known.PlainOptions, argv, "doctor")
+    options = known.parse_command(known.DoctorOptions, argv, "doctor")
     from fedjax_rl.cli.doctor import doctor
 
     return doctor(as_json=options.json)
@@ -186,7 +186,7 @@ def _list(argv: Sequence[str]) -> int:
     from fedjax_rl.cli import listing
     from fedjax_rl.cli import options as known
 
-    return listing.show_list(known.parse_command(known.PlainOptions, argv, "list").json)
+    return listing.show_list(known.parse_command(known.ListOptions, argv, "list").json)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

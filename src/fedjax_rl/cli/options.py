@@ -34,15 +34,15 @@ class EvalOptions(MachineOptions):
     """Evaluate a run's checkpoint: returns before adaptation and after each step."""
 
     run: tyro.conf.Positional[Path]  # run directory
-    step: int | None = None  # round of the checkpoint (default: the newest good one)
+    step: int | None = None  # round of the checkpoint; without it the newest good one
     best: bool = False  # the checkpoint with the highest evaluated return after one step
     clients: str = "all"  # all: the federation's clients, new: clients never trained on
-    eval_clients: int | None = None  # of the federation's clients, the first so many (default: all)
-    new_clients: int | None = None  # number of new clients (default: the run's)
-    model: str | None = None  # start from each client's personal model or the global one (default: the algorithm's)
-    adapt_steps: int | None = None  # adaptation steps (default: the run's)
-    adapt_lr: str | None = None  # rate of each step, e.g. 0.1,0.05; the last serves the rest (default: the run's)
-    backend: str | None = None  # physics: auto, native, fused or mjx (default: the run's)
+    eval_clients: int | None = None  # of the federation's clients, the first so many; without it all
+    new_clients: int | None = None  # number of new clients; without it the run's
+    model: str | None = None  # start from each client's personal model or the global one; without it the algorithm's
+    adapt_steps: int | None = None  # adaptation steps; without it the run's
+    adapt_lr: str | None = None  # rate of each step, e.g. 0.1,0.05; the last serves the rest; without it the run's
+    backend: str | None = None  # physics: auto, native, fused or mjx; without it the run's
     json: bool = False  # print JSON, with every client's returns
     quiet: bool = False  # no remarks on stderr
 
@@ -100,10 +100,10 @@ class RenderOptions:
 
     run: tyro.conf.Positional[Path]  # run directory
     out: Path  # file to write: .gif (needs OpenGL) or .html (a viewer for a browser)
-    client: int | None = None  # the client to show (default: 0)
+    client: int | None = None  # the client to show; without it 0
     clients: str | None = None  # several clients, one below the other, e.g. 0,1,2,3
     adapt_steps: int = 1  # adaptation steps between before and after
-    step: int | None = None  # round of the checkpoint (default: the newest good one)
+    step: int | None = None  # round of the checkpoint; without it the newest good one
     best: bool = False  # the checkpoint with the highest evaluated return after one step
 
     def __post_init__(self) -> None:
@@ -221,8 +221,15 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
-class PlainOptions:
-    """Show what is known."""
+class DoctorOptions:
+    """Check an installation: versions, devices, physics and its speed."""
+
+    json: bool = False  # print JSON
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Name all algorithms, environments, policies, aggregators, attacks, compressors, presets and server optimizers."""
 
     json: bool = False  # print JSON
 

@@ -50,7 +50,7 @@ class TrainOptions(MachineOptions):
     log: tuple[str, ...] = ()  # also track the run: tensorboard, wandb or both
     preset: str = presets.DEFAULT  # lowest layer of values, see `fedjax-rl list`
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
-    out: Path | None = None  # run directory (default: runs/<env>-<algorithm>-seed<k>-<time>)
+    out: Path | None = None  # run directory; without it runs/<env>-<algorithm>-seed<k>-<time>
     print_config: bool = False  # print the configuration as TOML and stop
     json: bool = False  # print the result as JSON instead of a table
     quiet: bool = False  # no progress
@@ -67,7 +67,7 @@ class SweepOptions(MachineOptions):
     halvings: int = 0  # successive halving: so many times, only the better half of the grid's points goes on
     preset: str = presets.DEFAULT  # lowest layer of values, see `fedjax-rl list`
     config: Path | None = None  # TOML file of values, above the preset and below FEDJAX_RL_* and the command line
-    out: Path | None = None  # directory of the runs (default: runs/<env>-<algorithm>-sweep-<time>)
+    out: Path | None = None  # directory of the runs; without it runs/<env>-<algorithm>-sweep-<time>
     json: bool = False  # print the report as JSON instead of a table
     quiet: bool = False  # no progress
 

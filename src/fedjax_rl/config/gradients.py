@@ -13,7 +13,9 @@ class NpgConfig(ChangeConfig):
 
     algorithm: ClassVar[str] = "npg"
     refuses_critic: ClassVar[str] = "whose Fisher matrix knows the policy alone"
-    beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "local_lr", "server", "server_lr", "max_change_norm")
+    beyond_presets: ClassVar[tuple[str, ...]] = (
+        *("local_steps", "local_lr", "server", "server_lr", "server_half_life", "max_change_norm"),
+    )
     local_steps: int = number(1, 1, 10_000)  # steps of a client on the same batch, each with a trust region of its own
     local_lr: float = number(1.0, 0, 100, above=True)  # share of the step that the trust region allows
     server: str = name("sgd", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
@@ -32,9 +34,12 @@ class NpgAdmmConfig(ServerConfig):
     refuses_critic: ClassVar[str] = "whose Fisher matrix knows the policy alone"
     refuses_async: ClassVar[str] = "its iteration needs all clients in every round"
     refuses_stragglers: ClassVar[str] = "it solves for one direction"
-    beyond_presets: ClassVar[tuple[str, ...]] = ("clients_per_round", "local_steps", "server", "server_lr")
+    beyond_presets: ClassVar[tuple[str, ...]] = (
+        *("clients_per_round", "local_steps", "server", "server_lr", "server_half_life"),
+    )
     clients_per_round: int = number(0, 0, BIG)  # all of num_clients, which is also what 0 stands for
     local_steps: int = number(1, 1, 1)  # an iteration
+    local_lr: float = number(0.001, 0, 100, above=True)  # not used: a direction is sent
     server: str = name("sgd", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
     server_lr: float = number(0.5, 0, 1000, above=True)  # eta, rate of the server optimizer
     penalty: float = number(0.1, 0, 1e6, above=True)  # rho, how strongly clients are held to the consensus [nats]
@@ -59,6 +64,7 @@ class FedPgBrConfig(ServerConfig, SendingConfig):
     refuses_stragglers: ClassVar[str] = "it sends one gradient"
     beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "server_half_life")
     local_steps: int = number(1, 1, 1)  # a gradient
+    local_lr: float = number(0.001, 0, 100, above=True)  # not used: a gradient is sent
     inner_batch: int = number(4, 1, 100_000)  # b, episodes of each step of the server
     # mean of the geometric number of the server's steps (published: (episodes + inner_batch) / inner_batch)
     inner_steps: float = number(5.0, 1, 10_000)

@@ -63,8 +63,9 @@ class LapgConfig(ServerConfig):
     algorithm: ClassVar[str] = "lapg"
     refuses_stragglers: ClassVar[str] = "it sends one gradient"
     refuses_loss: ClassVar[str] = "its server keeps the mean of what the clients sent last"
-    beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "server", "server_lr")
+    beyond_presets: ClassVar[tuple[str, ...]] = ("local_steps", "server", "server_lr", "server_half_life")
     local_steps: int = number(1, 1, 1)  # a gradient
+    local_lr: float = number(0.001, 0, 100, above=True)  # not used: a gradient is sent
     server: str = name("sgd", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
     server_lr: float = number(0.1, 0, 1000, above=True)  # eta, rate of the server optimizer
     patience: float = number(0.1, 0, 1000)  # weight of the last steps in what a client holds back (xi)

@@ -83,7 +83,7 @@ class Config:
     # (reward_flip, ...)
     attack: str = name("none", "none", *trust.MESSAGE_ATTACKS, *trust.WORLD_ATTACKS)
     attack_share: float = number(0.1, 0, 1)  # share of the clients that are malicious, the same for the whole run
-    attack_strength: float = number(1.0, 0, 1e6)  # strength of the attack (alie: z, 0 for the published one)
+    attack_strength: float = number(1.0, 0, 1e6)  # factor of the attack (alie: z, 0 for the published one)
     seed: int = number(0, 0, 2**31 - 1)  # every random draw follows from it
     num_clients: int = number(200, 1, BIG)  # clients in the federation
     # clients selected in each round; asynchronous: arrivals computed together at most (0: chosen from the speeds)
@@ -92,10 +92,10 @@ class Config:
     # clients_per_round), by_kind (stratified, in the order of the kinds: for `kinds`), poisson (each by itself, so many
     # in the mean) or cyclic (in groups, one after the other)
     selection: str = name("uniform", "uniform", "stratified", "by_kind", "poisson", "cyclic")
-    rounds: int = number(500, 1, BIG)  # communication rounds in all
+    rounds: int = number(500, 1, BIG)  # communication rounds in all; asynchronous: of the updates computed together
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
-    local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (plain SGD)
+    local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (SGD; distilling clients: Adam)
     # alpha, rate of the adaptation step (where it is learned: its first value)
     inner_lr: float = number(0.1, 0, 100)
     discount: float = number(0.99, 0, 1, above=True)  # discount factor of one step
@@ -139,12 +139,12 @@ class Config:
     # how long a job takes each client [units of virtual time]: equal, linear, uniform, lognormal, sqrt, one_slow or
     # alternate (by even and odd numbers)
     speed: str = name("equal", *schedules.SPEED_NAMES)
-    speed_ratio: float = number(4.0, 1, 1000)  # of the slowest client's time to the fastest one's
-    # noise of each job's time, of mean 1 (lognormal: of median 1)
+    speed_ratio: float = number(4.0, 1, 1000)  # slowest time over fastest; of lognormal the spread; equal, sqrt: unused
+    # noise of each job's time, of mean 1 (lognormal: of median 1): none, lognormal, shifted, exponential or pareto
     delay_noise: str = name("none", *schedules.NOISE_NAMES)
     up_bandwidth: float = number(0.0, 0, 1e30)  # of each client's link up [bytes a unit of virtual time] (0: no limit)
     down_bandwidth: float = number(0.0, 0, 1e30)  # of each client's link down [bytes a unit of time] (0: no limit)
-    link_time: float = number(0.0, 0, 1000)  # of each message besides [times the time of the client's job]
+    link_time: float = number(0.0, 0, 1000)  # extra time of each message [times the time of the client's job]
     max_time: float = number(0.0, 0, BIG)  # virtual time after which a run ends, if its rounds do not before (0: none)
 
     def __post_init__(self) -> None:
@@ -231,7 +231,7 @@ class ServerConfig(Config):
 
     server: str = name("adam", *SERVER_NAMES)  # server optimizer, see `fedjax-rl list`
     server_lr: float = number(0.001, 0, 1000, above=True)  # eta, rate of the server optimizer
-    server_half_life: float = number(0.0, 0, BIG)  # its steps in which that rate falls to half (0: it stays)
+    server_half_life: float = number(0.0, 0, BIG)  # optimizer steps in which server_lr falls to half (0: it stays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,12 +240,12 @@ class ChangeConfig(ServerConfig, SendingConfig):
 
     max_change_norm: float = number(0.0, 0, 1e9)  # norm to which a client clips its change before sending (0: no clip)
     dp_clip: float = number(0.0, 0, 1e9)  # differential privacy: norm to which each change is clipped (0: off)
-    dp_noise: float = number(0.0, 0, 1e6)  # of it, the noise multiplier: deviation of the sum's noise [times dp_clip]
-    # of it, the epsilon that all rounds together may cost; it decides dp_noise (0: dp_noise is given)
+    dp_noise: float = number(0.0, 0, 1e6)  # privacy: noise multiplier, the deviation of the sum's noise [times dp_clip]
+    # privacy: the epsilon that all rounds together may cost; it decides dp_noise (0: dp_noise is given)
     dp_epsilon: float = number(0.0, 0, 1e6)
-    dp_delta: float = number(1e-5, 0, 1, above=True)  # of it, the delta that goes with epsilon, below 1 / num_clients
+    dp_delta: float = number(1e-5, 0, 1, above=True)  # privacy: the delta that goes with epsilon, below 1 / num_clients
     # of it, noise drawn anew in each round (white), or such that rounds cancel each other's (banded, for cyclic)
     dp_noise_kind: str = name("white", "white", "banded")
-    dp_quantile: float = number(0.0, 0, 1)  # of it, the share of the changes that an adapting clip leaves (0: it stays)
-    dp_population: int = number(0, 0, BIG)  # of it, clients that the noise is for, more than are simulated (0: as many)
-    dp_where: str = name("central", "central", "local")  # of it, who adds the noise: the server, or every client
+    dp_quantile: float = number(0.0, 0, 1)  # privacy: share of the changes that an adapting clip leaves (0: it stays)
+    dp_population: int = number(0, 0, BIG)  # privacy: clients that the noise is for, more than simulated (0: as many)
+    dp_where: str = name("central", "central", "local")  # privacy: who adds the noise: the server, or every client

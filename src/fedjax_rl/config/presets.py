@@ -188,7 +188,7 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
             values["clients_per_round"] = _LAPTOP["clients_per_round"]
     if name != "paper" and "env" not in values and env is not None and env.startswith("ant/"):
         own = _ANT | (_EFFICIENT_ANT if name == "efficient" else {})
-        values |= {key: value for key, value in own.items() if key in values or key in _ANT}
+        values |= {key: value for key, value in own.items() if key in values or key in legal & _ANT.keys()}
     if config_class(
         algorithm
     ).steps_are_adaptation:  # its local steps are the adaptation's, as published, and its changes as much larger

@@ -18,10 +18,11 @@ class FedStrategyConfig(ChangeConfig):
     learns_strategy: ClassVar[bool] = True
     refuses_stragglers: ClassVar[str] = "how many steps a client takes is its own (client_steps)"
     beyond_presets: ClassVar[tuple[str, ...]] = (
-        *("local_steps", "inner_lr", "entropy_coef", "gae_lambda", "server", "server_lr", "max_change_norm"),
-        *("critic", "reduction", "kinds"),
+        *("local_steps", "inner_lr", "entropy_coef", "gae_lambda", "server", "server_lr", "server_half_life"),
+        *("max_change_norm", "critic", "reduction", "kinds"),
     )
     local_steps: int = number(1, 1, 10_000)  # the most steps that a client takes on a batch
+    local_lr: float = number(0.001, 0, 100, above=True)  # not used: the strategies decide
     inner_lr: float = number(0.03, 0, 100, above=True)  # alpha, rate of every role with which the strategies start
     entropy_coef: float = number(0.01, 0, 100, above=True)  # weight of the policy's entropy, likewise
     gae_lambda: float = number(0.95, 1e-6, 0.999999)  # lambda of generalised advantage estimation, likewise

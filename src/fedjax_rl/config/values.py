@@ -8,7 +8,10 @@ from fedjax_rl.config import trust
 from fedjax_rl.config.options import BIG, SERVER_NAMES, ChangeConfig
 from fedjax_rl.config.rules import ConfigError, name, number, registered
 
-_OWN = ("local_steps", "local_lr", "server", "server_lr", "max_change_norm", "discount", "adapt_steps", "critic")
+_OWN = (
+    *("local_steps", "local_lr", "server", "server_lr", "server_half_life", "max_change_norm", "discount"),
+    *("adapt_steps", "critic"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

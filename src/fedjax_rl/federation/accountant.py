@@ -168,7 +168,7 @@ def _dp_accounting() -> ModuleType:
         import dp_accounting.mechanism_calibration
         import dp_accounting.pld
     except ImportError as error:
-        raise ConfigError("differential privacy needs dp-accounting: pip install 'fedjax_rl[privacy]'") from error
+        raise ConfigError("differential privacy needs dp-accounting: pip install 'fedjax-rl[privacy]'") from error
     return dp_accounting
 
 

@@ -34,7 +34,7 @@ def prepare() -> None:
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError:
-        raise ConfigError("a GIF needs Pillow; install it with: pip install '.[render]' in a clone") from None
+        raise ConfigError("a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'") from None
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not has_display and "mujoco" not in sys.modules:
         os.environ.setdefault("MUJOCO_GL", "egl")

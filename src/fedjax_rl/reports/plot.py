@@ -25,7 +25,7 @@ def draw(groups: Sequence[Setting], file: Path, axis: str = "env_steps") -> None
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ConfigError("--figure needs matplotlib; install it with: pip install '.[plot]' in a clone") from None
+        raise ConfigError("--figure needs matplotlib; install it with: pip install 'fedjax-rl[plot]'") from None
     figure = Figure(figsize=(10, 4.2 + 0.22 * len(groups)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for i, group in enumerate(groups):
