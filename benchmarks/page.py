@@ -78,6 +78,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
     "P6": (
         "Clients and memory (P6)",
         {
+            "engine": "backend",
             "N": "clients",
             "M": "clients_per_round",
             "round, s": "round_s",

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 from fedjax_rl.bench.rows import Row, row
+from fedjax_rl.envs import resolve_backend
 
 
 def compile(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """A row: fresh processes that train one round, the first with an empty cache, the others with its programs."""
     del sizes
+    backend = resolve_backend(backend)
     with tempfile.TemporaryDirectory() as home:
         found = [fresh_process(env, backend, Path(home), i) for i in range(repeats + 1)]
     names = ("round_program_s", "whole_command_s")
