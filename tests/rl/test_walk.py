@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl.envs import make_env
+from fedjax_rl.rl import walk as walks
 from fedjax_rl.rl.distributions import CATEGORICAL, GAUSSIAN
 from fedjax_rl.rl.walk import make_walk
 
@@ -16,7 +17,7 @@ def by_hand(env, distribution, consensus, key, steps):
     state, task, t, seen = None, None, 0, []
 
     def begin(key):
-        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, 1), 1))
+        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, walks._APART), 1))
         return jax.jit(env.reset)(key, task), task
 
     state, task = begin(key)
@@ -52,6 +53,23 @@ def test_a_walk_is_its_environment_one_episode_after_another(name, distribution,
     assert [t for t, _ in seen] == [t for t, _ in want]
     assert [t for t, _ in seen].count(0) >= 2  # some episodes are over
     np.testing.assert_allclose([obs for _, obs in seen], [obs for _, obs in want], rtol=1e-5, atol=1e-6)
+
+
+def test_a_task_is_drawn_from_no_key_of_its_episode():
+    """An environment splits its episode's key: what it draws from a part of it must not be the task's draw too."""
+    env, seen = make_env("navigation"), {}
+
+    def reset(key, task):
+        seen["episode"] = [key, *jax.random.split(key, 100)]
+        return env.reset(key, task)
+
+    def sample_tasks(key, n):
+        seen["task"] = key
+        return env.sample_tasks(key, n)
+
+    make_walk(env._replace(reset=reset, sample_tasks=sample_tasks), GAUSSIAN).start(jax.random.key(0))
+    words = lambda key: tuple(np.asarray(jax.random.key_data(key)))
+    assert words(seen["task"]) not in {words(key) for key in seen["episode"]}
 
 
 def test_members_walk_side_by_side_and_stop_where_an_observation_is_not_finite():

@@ -10,6 +10,8 @@ from fedjax_rl.rl.distributions import Distribution
 from fedjax_rl.rl.rollout import finite
 from fedjax_rl.types import Array, Key, Tree, Walk
 
+_APART = 0x7A5C  # of an episode's key: no environment splits its own into so many, so that no draw of it is the task's
+
 
 class Steps(NamedTuple):
     """Where a walk is: the episode's key as data [...] uint32, its actions so far [T, A], how many t (), obs [O]."""
@@ -34,7 +36,7 @@ def make_walk(env: Env, distribution: Distribution) -> Walk:
 
     def first(begun_by: Array) -> tuple[EnvState, Tree]:
         key = jax.random.wrap_key_data(begun_by)
-        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, 1), 1))
+        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, _APART), 1))
         return env.reset(key, task), task
 
     def start(key: Key) -> Steps:
