@@ -36,8 +36,8 @@ POLICY_GRADIENT |= {"adapt_steps": 0, "new_clients": 0, "save_every": 1000}
 class Part(NamedTuple):
     """A figure: panels of lines, each line the runs of its seeds.
 
-    axis: of AXES. metric: of training. wanted: a return whose time is in the table, or None. by_id: are clients of even
-    and of odd numbers in the table by themselves?
+    axis: of AXES. metric: of training. wanted: a return; where it is first reached is in the table, or None. by_id: are
+    clients of even and of odd numbers in the table by themselves?
     """
 
     panels: Mapping[str, Mapping[str, Members]]
@@ -248,7 +248,7 @@ def curve(of: FinishedRun, axis: str, metric: str = "train/return/adapt_0") -> t
 
 
 def reached(of: FinishedRun, part: Part) -> float:
-    """The first middle of a part of the axis from which on the mean return is what is wanted; NaN for never."""
+    """The middle of the first part of the axis whose mean return is what is wanted; NaN for never."""
     x, y = curve(of, part.axis, part.metric)
     above = np.flatnonzero(y >= part.wanted)
     return float(x[above[0]]) if len(above) else float("nan")
@@ -278,7 +278,8 @@ def table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], rates: Mapping[
     text = []
     for title, lines in scores.items():
         keys = list(dict.fromkeys(key for of in lines.values() for key in of))
-        heads = [f"{AXES[part.axis].split(' [')[0]} at {part.wanted:g}" if k == "reached" else k for k in keys]
+        axis = AXES[part.axis].split(" [")[0]
+        heads = [f"{axis} when it first reaches {part.wanted:g}" if k == "reached" else k for k in keys]
         text += [f"## {title}", "", "| | rate | " + " | ".join(heads).replace("_", " ") + " |"]
         text.append("|---" * (len(keys) + 2) + "|")
         for label, of in lines.items():

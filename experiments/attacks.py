@@ -9,7 +9,7 @@ aggregate is from the mean of the honest messages.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ CHEETAH: dict[str, Any] = {"env": "half_cheetah/direction", "clients_per_round":
 CHEETAH |= {"attack_share": 0.25, "byzantine": 0.4, "adapt_steps": 1, "new_clients": 50, "save_every": 20}
 PARTS = ("sgd", "adam", "half_cheetah")
 Cells = dict[str, dict[str, Members]]
+Found = Mapping[str, Mapping[str, Mapping[str, list[float | None]]]]  # rule -> attack -> column -> seeds
 
 
 def cells(scale: Scale, part: str) -> Cells:
@@ -64,60 +65,70 @@ def cells(scale: Scale, part: str) -> Cells:
     return made
 
 
-def figures(out: Path, some: Members) -> dict[str, list[float]]:
-    """Returns of honest and of new clients after one step, and the aggregate's distance, one for each seed."""
+def figures(out: Path, some: Members) -> dict[str, list[float | None]]:
+    """Returns of honest and of new clients after one step, and the aggregate's distance, one for each seed.
+
+    None is for a seed that diverged: what is at a place belongs to the same seed in every row.
+    """
     rows = finals(out, some)
-    distances = [list(curve(out, name, "robust/distance").values()) for name in rows]
-    return {
-        "honest": [float(np.mean(row["eval/returns"], axis=0)[1]) for row in rows.values()],
-        "new": [float(np.mean(row["eval_new/returns"], axis=0)[1]) for row in rows.values()],
-        "before": [float(np.mean(row["eval_new/returns"], axis=0)[0]) for row in rows.values()],
-        "distance": [float(np.mean(values)) if values else 0.0 for values in distances],
-    }
+    found: dict[str, list[float | None]] = {c: [None] * len(some) for c in ("honest", "new", "before", "distance")}
+    for i, name in enumerate(some):
+        if name in rows:
+            old, new = (np.mean(rows[name][f"{kind}/returns"], axis=0) for kind in ("eval", "eval_new"))
+            distances = list(curve(out, name, "robust/distance").values())
+            found["honest"][i], found["new"][i], found["before"][i] = float(old[1]), float(new[1]), float(new[0])
+            found["distance"][i] = float(np.mean(distances)) if distances else 0.0
+    return found
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]], column: str, digits: str = "") -> list[str]:
+def cell(values: Sequence[float | None], digits: str = "") -> str:
+    """Of a value for each seed: mean and t-interval, or the mean alone with these digits; "diverged" where one did."""
+    known = np.array(values, float)  # None is NaN
+    if np.isnan(known).any():
+        return "diverged"
+    return format(known.mean(), digits) if digits else over_seeds(known.tolist())
+
+
+def table(found: Found, column: str, digits: str = "") -> list[str]:
     """Rules by attacks."""
     attacks = list(next(iter(found.values())))
     lines = ["| | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 1) + "|"]
     for rule, by_attack in found.items():
-        texts = [
-            over_seeds(of[column]) if not digits else format(np.mean(of[column]), digits) for of in by_attack.values()
-        ]
+        texts = [cell(of[column], digits) for of in by_attack.values()]
         lines.append(f"| {rule} | " + " | ".join(texts) + " |")
     return [*lines, ""]
 
 
-def costs(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> list[str]:
+def costs(found: Found) -> list[str]:
     """What each attack takes from new clients, before and after a step: does the step absorb it, or amplify it?
 
     A cost is the return without liars less that with them, by the same seed; then the mean over all rules but `mean`.
     """
-    cost = lambda row, attack, column: np.subtract(row["none"][column], row[attack][column])  # [seeds]
+    values = lambda row, attack, column: np.array(row[attack][column], float)  # [seeds]
+    cost = lambda row, attack, column: values(row, "none", column) - values(row, attack, column)
     rules = [row for rule, row in found.items() if rule != "mean"]
     lines = ["| | before | after one step | of which the step adds |", "|---" * 4 + "|"]
     for attack in next(iter(found.values())):
         if attack != "none":
             before, after = (np.mean([cost(row, attack, c) for row in rules], axis=0) for c in ("before", "new"))
-            texts = [over_seeds(values.tolist()) for values in (before, after, after - before)]
+            texts = [cell(of) for of in (before, after, after - before)]
             lines.append(f"| {attack} | " + " | ".join(texts) + " |")
     return [*lines, ""]
 
 
-def draw(found: Mapping[str, Mapping[str, Any]], path: Path, note: str) -> None:
+def draw(found: Found, path: Path, note: str) -> None:
     """Rules by attacks: the returns after one step of honest clients, and of new ones."""
     figure, axes = pyplot().subplots(1, 2, figsize=(12, 4.4))
     rules, attacks = list(found), list(next(iter(found.values())))
     for ax, (column, title) in zip(axes, {"honest": "honest clients", "new": "new clients"}.items(), strict=True):
-        means = np.array([[np.mean(found[r][a][column]) for a in attacks] for r in rules])
-        clean = means[:, attacks.index("none")].max()
-        low = max(means.min(), clean - 2 * abs(clean) - 60)  # one rule without a bottom would hide the others
+        means = np.array([[np.mean(np.array(found[r][a][column], float)) for a in attacks] for r in rules])
+        clean = np.nanmax(means[:, attacks.index("none")])
+        low = max(np.nanmin(means), clean - 2 * abs(clean) - 60)  # one rule without a bottom would hide the others
         ax.imshow(np.clip(means, low, None), cmap="viridis", aspect="auto")
         for i, j in np.ndindex(means.shape):
-            dark = means[i, j] < low + 0.6 * (means.max() - low)
-            ax.text(
-                j, i, f"{means[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
-            )
+            dark = means[i, j] < low + 0.6 * (np.nanmax(means) - low)
+            said = "diverged" if np.isnan(means[i, j]) else f"{means[i, j]:.0f}"
+            ax.text(j, i, said, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         ax.set_xticks(range(len(attacks)), attacks, rotation=35, ha="right", fontsize=8)
         ax.set_yticks(range(len(rules)), rules, fontsize=8)
         ax.set_title(f"{title}, after one step", fontsize=9)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import Members, Scale, curve, finals, finish, footer, main, over_seeds, pyplot, run, slug
+from experiments.common import Members, Scale, curve, finals, finish, footer, main, over_all, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 
@@ -91,7 +91,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
             sent = reached(out, some, wanted)
             missing = sum(value != value for value in sent)
             cell = f"never in {missing} of {len(sent)}" if missing else f"{np.mean(sent):.3g}"
-            text.append(f"| {label} | {up / heard:,.1f} | {over_seeds(after)} | {cell} |")
+            text.append(f"| {label} | {up / heard:,.1f} | {over_all(after, some)} | {cell} |")
             known = [value if value == value else None for value in sent]  # JSON has no NaN
             scores[label] = {"message": up / heard, "after": after, "sent": known}
         (out / f"{part}.md").write_text("\n".join([*text, ""]))

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ HORIZON = {"half_cheetah": 200, "ant": 100, "navigation": 100, "gymnax/CartPole-
 # Panels of figures: metric, title. A round's own clients after one step: only of methods that sample there.
 SELECTED = ("train/return/adapt_1", "selected clients after one step")
 EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")
+SMOOTH = 10  # rounds that a point of a training curve is the mean of
 BANDS = "bands (three seeds or more) and bars: 95 % t-interval over seeds"
 LEAN = {"adapt_steps": 1, "eval_every": 0}  # all that a study's curves and table need of evaluations
 Members = dict[str, config.Config]
@@ -153,10 +154,11 @@ def curves(
     figure, axes = plt.subplots(len(panels), len(envs), figsize=size, squeeze=False, sharex="col")
     for j, env in enumerate(envs):
         for i, (key, title) in enumerate(panels):
+            means = f", {SMOOTH}-round means" if key.startswith("train/") else ""
             if len(cells[env]) > 10:
                 axes[i][j].set_prop_cycle(color=plt.get_cmap("tab20").colors)
             draw(axes[i][j], out, cells[env], key, by_steps)
-            axes[i][j].set_title(f"{env}\n{title}", fontsize=9)
+            axes[i][j].set_title(f"{env}\n{title}{means}", fontsize=9)
         axes[-1][j].set_xlabel("environment steps [million]" if by_steps else "round")
     axes[0][0].set_ylabel("return of an episode")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -167,13 +169,13 @@ def curves(
 def draw(axes: Any, out: Path, lines: Mapping[str, Members], key: str, by_steps: bool = False) -> None:
     """Each seed, and their mean, with its 95 % band from three seeds on, where all seeds have a value.
 
-    Training curves are smoothed over 10 rounds.
+    Training curves are means of SMOOTH rounds, drawn at the last of them.
     """
     for label, some in lines.items():
         seeds = [curve(out, name, key) for name in some]
         rounds = sorted(set.intersection(*map(set, seeds)))
         values = np.array([[seed[r] for r in rounds] for seed in seeds], float)
-        width = min(10, len(rounds)) if key.startswith("train/") else 1
+        width = min(SMOOTH, len(rounds)) if key.startswith("train/") else 1
         if not rounds:
             continue
         smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="valid") for row in values])
@@ -284,7 +286,7 @@ def study(
             columns = _columns(out, some)
             scores.setdefault(env, {})[label] = columns
             rates = sorted({c.server_lr for c in some.values() if hasattr(c, "server_lr")})
-            figures = [over_seeds(column) if len(column) == len(some) else "diverged" for column in columns.values()]
+            figures = [over_all(column, some) for column in columns.values()]
             row = (f"| {label}", ", ".join(f"{rate:g}" for rate in rates) or "-", *figures)
             text.append(" | ".join(row) + " |")
         text.append("")
@@ -317,6 +319,11 @@ def over_seeds(values: list[float]) -> str:
     """'mean ± t-interval over seeds', or the mean alone of a single one."""
     mean, half = statistics.mean_ci95(values)
     return f"{mean:.1f} ± {half:.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def over_all(values: list[float], members: Sized) -> str:
+    """`over_seeds` of a value for each member; "diverged" where one has none."""
+    return over_seeds(values) if len(values) == len(members) else "diverged"
 
 
 def footer(scale: Scale, members: Members, out: Path) -> str:

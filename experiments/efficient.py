@@ -22,7 +22,7 @@ from experiments.common import (
     finals,
     footer,
     main,
-    over_seeds,
+    over_all,
 )
 from experiments.table1 import PUBLISHED
 from fedjax_rl import config
@@ -53,7 +53,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
         rows = [np.mean(row["eval/returns"], axis=0).tolist() for row in finals(out, some).values()]
         scores[env] = rows
         c = next(iter(some.values()))
-        cells = [over_seeds([row[j] for row in rows]) for j in range(c.adapt_steps + 1)]
+        cells = [over_all([row[j] for row in rows], some) for j in range(c.adapt_steps + 1)]
         mean, half = PUBLISHED[env]["fmrl"][1]
         size = env_steps(c) / 1e6
         row = [env, f"{size:g}", *cells, f"{mean} ± {half}", reached(out, some, mean, size / c.rounds)]

@@ -5,16 +5,19 @@
 FMRL at its presets, engine against engine, seed by seed: returns of all 200 clients before adaptation and after one,
 two and three steps. The table has each engine's mean over seeds, the quartiles of its seeds' means, and the two-sided
 Mann-Whitney test of the one's seeds against the other's. A comparison that was stopped goes on where OUT/engines.json
-ends.
+ends, whose figures must be of the same configurations.
 """
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
 
 from experiments.common import Members, Scale, finals, footer, main, over_seeds, run
+from experiments.reuse import training
 from fedjax_rl import config
 from fedjax_rl.config import presets
 
@@ -40,10 +43,37 @@ def members(scale: Scale, env: str, engine: str) -> Members:
     return {f"{env}/{engine}/seed{seed}": config.build("fmrl", *layers, {"seed": seed}) for seed in range(seeds)}
 
 
+def digest(c: config.Config) -> str:
+    """sha256 of what decides a run's figures, but its seed: the values that are not their defaults."""
+    c = replace(training(c), adapt_steps=c.adapt_steps, final_clients=c.final_clients, seed=0)
+    values = {key: value for key, value in vars(c).items() if value != getattr(type(c)(), key)}
+    return hashlib.sha256(json.dumps([c.algorithm, values], sort_keys=True).encode()).hexdigest()
+
+
+def configurations(scale: Scale, scores: Scores) -> dict[str, dict[str, str]]:
+    """The digests that figures are to have, by environment and engine."""
+    first = lambda env, engine: next(iter(members(scale, env, engine).values()))
+    return {env: {engine: digest(first(env, engine)) for engine in of} for env, of in scores.items()}
+
+
+def read(scale: Scale, file: Path) -> Scores:
+    """The figures that a file has.
+
+    Raises:
+      ConfigError: they are of other configurations.
+    """
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    scores = found.get("means", {})
+    if found.get("configurations") != configurations(scale, scores):
+        raise config.ConfigError(f"{file} has figures of other configurations than today's; choose another --out")
+    return scores
+
+
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
     """Run what is missing, seed by seed, writing the table after each. What engines.json has is not run again."""
-    file = out / "engines.json"
-    scores: Scores = json.loads(file.read_text()) if file.exists() else {}
+    scores = read(scale, out / "engines.json")
     everyone = {env: [members(scale, env, engine) for engine in ENGINES] for env in envs}
     every = {name: c for by_engine in everyone.values() for some in by_engine for name, c in some.items()}
     for env, by_engine in everyone.items():
@@ -58,13 +88,15 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
 
 def write(scale: Scale, out: Path, scores: Scores, every: Members) -> None:
-    """engines.json: every seed's means by environment and engine, a row for each step. engines.md: the tables."""
+    """engines.json: every seed's means by environment and engine, a row for each step, and the digests of their
+    configurations. engines.md: the tables."""
     done = {name: c for name, c in every.items() if str(c.seed) in scores.get(c.env, {}).get(c.backend, {})}
     lines = ["# engines", "", footer(scale, done, out), ""]
     for env, by_engine in scores.items():
         if all(by_engine.values()):
             lines += [f"## {env}, preset {runs(scale, env)[0]}", "", *table(by_engine), ""]
-    (out / "engines.json").write_text(json.dumps(scores, indent=1) + "\n")
+    found = {"configurations": configurations(scale, scores), "means": scores}
+    (out / "engines.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "engines.md").write_text("\n".join(lines))
 
 

@@ -160,7 +160,7 @@ def draw(found: Mapping[str, Mapping[str, Looks]], path: Path, note: str) -> Non
                 middle, half = (low + high) / 2, (high - low) / 2
                 name = f"{label}: read off Fig. 1 of Fan et al. 2021"
                 ax.errorbar(at, middle, half, fmt="*", ms=11, mec="black", color=f"C{i}", capsize=3, label=name)
-        ax.set(title=panel, xlabel="trajectories per agent", ylim=(0, 520))
+        ax.set(title=panel, xlabel="trajectories per agent")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("return of a greedy episode")
     axes[0][-1].legend(frameon=False, fontsize=7)

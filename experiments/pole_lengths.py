@@ -116,7 +116,7 @@ def draw(found: Mapping[str, Mapping[int, np.ndarray]], poles: np.ndarray, path:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("return of an episode")
     axes[0][-1].legend(frameon=False, fontsize=8)
-    finish(figure, path, note + "; points: clients of all seeds; lines: means in ranges of length")
+    finish(figure, path, note, "points: clients of all seeds; lines: means in ranges of length")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import BANDS, Members, Scale, finals, finish, footer, main, over_seeds, pyplot, run, slug
+from experiments.common import BANDS, Members, Scale, finals, finish, footer, main, over_all, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.runs import privacy
@@ -75,8 +75,8 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
                 for epsilon, some in row.items()
             }
             noises = {epsilon: next(iter(some.values())).dp_noise for epsilon, some in row.items()}
-            cells = [f"{over_seeds(after[e])} (z = {noises[e]:.3g})" if e in after else "" for e in (*EPSILONS, 0.0)]
-            text.append(f"| {label} | " + " | ".join(cells) + " |")
+            cells = {e: f"{over_all(after[e], some)} (z = {noises[e]:.3g})" for e, some in row.items()}
+            text.append(f"| {label} | " + " | ".join(cells.get(e, "") for e in (*EPSILONS, 0.0)) + " |")
             scores.setdefault(server, {})[label] = {"after": after, "noise": noises}
         text.append("")
     (out / "privacy.md").write_text("\n".join(text))

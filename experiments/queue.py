@@ -3,10 +3,10 @@
     nohup python -m experiments.queue FILE &
 
 FILE holds one command a line; what follows # is a remark. `fedjax-rl train` and `fedjax-rl sweep` with an --out that
-was begun go on as `fedjax-rl resume`; other commands are started as they stand, and must know themselves what is done.
-FILE.done gets a line of JSON for every command that ended: what is finished there is skipped by the next start. A
-signal (kill, Ctrl-C) is passed on, so that the command saves, and the next start goes on with it. A command that fails
-is named at the end, and tried again by the next start.
+was begun go on as `fedjax-rl resume`; a line whose values are not those of its --out is refused. Other commands are
+started as they stand, and must know themselves what is done. FILE.done gets a line of JSON for every command that
+ended: what is finished there is skipped by the next start. A signal (kill, Ctrl-C) is passed on, so that the command
+saves, and the next start goes on with it. A command that fails is named at the end, and tried again by the next start.
 """
 
 import argparse
@@ -18,15 +18,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from fedjax_rl.config.rules import ConfigError
+from fedjax_rl.cli.parse import SweepOptions, TrainOptions, parse_train
+from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.host import exits, output
 from fedjax_rl.host.files import read_text, write_text
-from fedjax_rl.runs import rundir
+from fedjax_rl.runs import privacy, rundir, sweep
 
 FINISHED = (exits.DONE, exits.DIVERGED, exits.UNHEARD)  # trying again would end alike
+REMEDY = "choose another --out, or move it away"
 PROGRAMS = {"fedjax-rl": [sys.executable, "-m", "fedjax_rl"], "python": [sys.executable]}
 
 
@@ -40,14 +43,47 @@ def commands(text: str) -> list[str]:
 
 
 def words(command: str) -> list[str]:
-    """What is started for a command: the rest of a run that was begun."""
+    """What is started for a command: the rest of a run that was begun.
+
+    Raises:
+      ConfigError: what was begun has other values.
+    """
     program, *rest = shlex.split(command)
     given = [part for word in rest for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
     if program == "fedjax-rl" and rest[:1] in (["train"], ["sweep"]) and "--out" in given[:-1]:
         out = Path(given[given.index("--out") + 1])
         if (out / rundir.CONFIG).exists() or rundir.is_sweep(out):
+            refuse_another(rest, out)
             rest = ["resume", str(out)]
     return [*PROGRAMS.get(program, [program]), *rest]
+
+
+def refuse_another(rest: list[str], out: Path) -> None:
+    """A ConfigError where a line asks for other runs than those that its directory was begun with."""
+    kind, *argv = rest
+    config, options = parse_train(argv, kind, SweepOptions if kind == "sweep" else TrainOptions)
+    asked, halvings = {out: config}, 0
+    if kind == "sweep":
+        grid, halvings = sweep.parse_grid(options.grid, config), options.halvings
+        asked = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out, halvings)
+    begun, halved = rundir.read_sweep(out) if rundir.is_sweep(out) else ({out: rundir.open_run(out)}, 0)
+    if (asked.keys(), halvings) != (begun.keys(), halved):
+        raise ConfigError(f"{out} holds other runs than the line's, or another number of halvings; {REMEDY}")
+    for path, then in begun.items():
+        now = filled_in(asked[path], then)
+        rundir.refuse_another(now, then, path, REMEDY)
+        if now.rounds != then.rounds:
+            raise ConfigError(f"{path} has rounds = {then.rounds}, not {now.rounds}; {REMEDY}")
+
+
+def filled_in(config: Config, begun: Config) -> Config:
+    """A line's configuration with what a beginning decides where the line leaves it open."""
+    config = privacy.with_noise(config, begun)
+    if config.backend == "auto":
+        config = replace(config, backend=begun.backend)
+    if config.schedule == "async" and not config.clients_per_round:
+        config = replace(config, clients_per_round=begun.clients_per_round, buffer=config.buffer or begun.buffer)
+    return config
 
 
 def seconds(attempts: list[dict]) -> dict[str, float]:
@@ -111,8 +147,8 @@ def work(asked: list[str], done: Path, lock: IO[str]) -> int:
             if stopped:
                 child.send_signal(signal.SIGTERM)
             code = child.wait()
-        except OSError as error:
-            output.inform(f"{command}: {error.strerror}")
+        except (OSError, exits.Refusal) as error:
+            output.inform(f"{command}: {error.strerror if isinstance(error, OSError) else error}")
             code = exits.USAGE
         attempts.append({"command": command, "code": code, "seconds": round(time.monotonic() - began, 1)})
         write_text(done, "".join(json.dumps(row) + "\n" for row in attempts))

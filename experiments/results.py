@@ -4,10 +4,10 @@
     python -m experiments.results STUDY --pack RUNS
 
 A study is a directory of docs/results: study.toml (the commands that make its outputs, what its lines are, versions),
-the outputs, summary.csv (a row a run), curves.csv (a row a round and run) and runs.tar.xz (the runs' own records, which
-`--reuse` reads as it reads a directory). Without an option every output is made again in another place and compared
-with the committed one, byte for byte; --write replaces those that differ. --pack makes all but the outputs from a
-directory of runs.
+the outputs, summary.csv (a row a run), curves.csv (some 200 rounds of each run, with all evaluations) and runs.tar.xz
+(the runs' own records, which `--reuse` reads as it reads a directory). Without an option every output is made again in
+another place and compared with the committed one, byte for byte; --write replaces those that differ. --pack makes all
+but the outputs from a directory of runs.
 """
 
 import argparse
@@ -39,7 +39,7 @@ HOME = ROOT / "docs" / "results"
 DRAWN_BY = ("matplotlib", "pillow")  # which decide a figure's bytes
 ARCHIVE, ABOUT = "runs.tar.xz", "study.toml"
 MARK = "# what follows is written by --pack\n"
-MOST = 200  # rows of a run in curves.csv
+MOST = 200  # rows of a run in curves.csv, beside those of its evaluations and the last
 CURVES = ("train/return/adapt_0", "train/return/adapt_1", "eval/return/adapt_0", "eval/return/adapt_1")
 
 
@@ -96,9 +96,18 @@ def archived(found: dict[str, Path]) -> bytes:
     return out.getvalue()
 
 
+def line_of(name: str) -> str:
+    """A run's name without its seed.
+
+    >>> line_of("ant/server_lr=0.1,seed=3"), line_of("ant/fmrl/seed3")
+    ('ant/server_lr=0.1', 'ant/fmrl')
+    """
+    return re.sub(r"[/_,-]?seed=?\d+$", "", name)
+
+
 def distinct(configs: dict[str, Config]) -> dict[str, dict]:
     """What each line (a run without its seed) is: the values in which the study's runs differ."""
-    rows = {re.sub(r"[/_-]?seed=?\d+$", "", name): {"algorithm": c.algorithm, **vars(c)} for name, c in configs.items()}
+    rows = {line_of(name): {"algorithm": c.algorithm, **vars(c)} for name, c in configs.items()}
     keys = dict.fromkeys(key for row in rows.values() for key in row if key != "seed")
     differing = [key for key in keys if len({str(row.get(key)) for row in rows.values()}) > 1]
     return {name: {key: row[key] for key in differing if key in row} for name, row in rows.items()}
@@ -119,7 +128,8 @@ def summary(path: Path, name: str, config: Config) -> dict:
 
 
 def curve(path: Path, name: str) -> list[dict]:
-    """A run's rows by round, MOST at most: returns of the round's own clients, and of its evaluations."""
+    """A run's rows by round: returns of the round's own clients, in MOST rounds at most and the last, and of every
+    evaluation."""
     by_round: dict[int, dict] = {}
     for file in (rundir.METRICS, rundir.EVAL):
         for record in records.read(path / file).rows:
@@ -129,7 +139,9 @@ def curve(path: Path, name: str) -> list[dict]:
                 if value is not None:
                     row[key] = f"{value['mean'] if isinstance(value, dict) else value:.6g}"
     numbers = sorted(by_round)
-    return [by_round[number] for number in numbers[:: -(-len(numbers) // MOST)]] if numbers else []
+    evaluated = {record["round"] for record in records.read(path / rundir.EVAL).rows}
+    kept = {*numbers[:: max(1, -(-len(numbers) // MOST))], *numbers[-1:], *evaluated}
+    return [by_round[number] for number in sorted(kept)]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedjax_rl.config import EXECUTION, Config, ConfigError
-from fedjax_rl.runs import rundir, runner
+from fedjax_rl.runs import records, rundir, runner
 
 # the last two: where new clients were evaluated, and what else a study measured on a run's checkpoints
 FILES = (rundir.ENV, rundir.METRICS, rundir.EVAL, "fig6.json", "measured.json")
@@ -27,8 +27,9 @@ def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> lis
     """Copy into OUT/NAME the finished run of NAME's configuration, if a source has one; the names that were found.
 
     A run serves when its training has the same values and its evaluations hold those asked for: as many steps of
-    adaptation or more, and the same ones between rounds. Where the engine is left to `auto`, any serves. Its records
-    come with it, its checkpoints do not; reused.json names the source.
+    adaptation or more, of the same clients, and the same ones between rounds. What was not asked for is cut off. Where
+    the engine is left to `auto`, any serves. Its records come with it, its checkpoints do not; reused.json names the
+    source.
     """
     missing = {name: c for name, c in members.items() if not (out / name).exists()}
     found = [] if not missing else [(path, rundir.open_run(path)) for source in sources for path in runs(source)]
@@ -67,8 +68,8 @@ def unpacked(archive: Path) -> Path:
 def serves(done: Config, asked: Config) -> bool:
     """Does a finished run of `done` hold all that one of `asked` would?"""
     between = (done.eval_every, done.eval_clients) == (asked.eval_every, asked.eval_clients)
-    enough = done.adapt_steps >= asked.adapt_steps and done.new_clients >= asked.new_clients
-    enough &= (done.final_clients or done.num_clients) >= (asked.final_clients or asked.num_clients)
+    enough = done.adapt_steps >= asked.adapt_steps and done.new_clients == asked.new_clients
+    enough &= (done.final_clients or done.num_clients) == (asked.final_clients or asked.num_clients)
     if asked.backend == "auto":
         asked = replace(asked, backend=done.backend)
     if asked.schedule == done.schedule == "async" and not asked.clients_per_round:  # the speeds chose, for speed alone
@@ -84,6 +85,16 @@ def training(config: Config) -> Config:
     return replace(config, **{name: getattr(default, name) for name in (*EXECUTION, "adapt_steps")})
 
 
+def cut(row: records.Row, steps: int) -> records.Row:
+    """A record of an evaluation with so many steps of adaptation."""
+    further = range(steps + 1, len(row["eval/returns"][0]))
+    gone = {f"{kind}/return/adapt_{j}" for kind in records.EVALUATED for j in further}
+    tables = [key for key in row if key.endswith("/returns")]
+    return {key: row[key] for key in row if key not in gone} | {
+        key: [line[: steps + 1] for line in row[key]] for key in tables
+    }
+
+
 def copy(path: Path, to: Path, config: Config) -> None:
     """The records of a run as a run of `config`, whole or not at all."""
     fresh = to.with_name(f"{to.name}.new")
@@ -93,6 +104,9 @@ def copy(path: Path, to: Path, config: Config) -> None:
         if (path / name).exists():
             shutil.copyfile(path / name, fresh / name)
     done = rundir.open_run(path)
+    if done.adapt_steps != config.adapt_steps or not config.eval_every:
+        rows = [cut(row, config.adapt_steps) for row in records.sound(path / rundir.EVAL)]
+        (fresh / rundir.EVAL).write_text(records.text([row for row in rows if row["final"] or config.eval_every]))
     lanes = config.clients_per_round or done.clients_per_round
     rundir.write_config(fresh, replace(config, backend=done.backend, clients_per_round=lanes))
     (fresh / NOTE).write_text(json.dumps({"source": str(path)}) + "\n")

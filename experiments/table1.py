@@ -21,13 +21,14 @@ from experiments.common import (
     footer,
     main,
     over,
-    over_seeds,
+    over_all,
     run,
     tuned_rate,
 )
 from fedjax_rl.config import ConfigError
 from fedjax_rl.statistics import mean_ci95
 
+Seeds = dict[int, list[float] | None]  # seed -> means before adaptation and after each step; None: it diverged
 RATES = (0.0005, 0.0015, 0.005)
 # What the paper did not run. Below its scale FMRL has the clip and the exact gradient in any case.
 VARIANTS: dict[str, dict[str, Any]] = {"fmrl-clip": {"max_change_norm": 0.002}, "fmrl-exact": {"order": "second"}}
@@ -92,14 +93,15 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 def write(scale: Scale, out: Path, members: Members) -> None:
-    """table1.json: seeds' means by environment, method and column. table1.md: the table and the orderings."""
+    """table1.json: means by environment, method, seed and column; null: it diverged. table1.md: the same, and the
+    orderings."""
     records = finals(out, members)
-    scores: dict[str, dict[str, list[list[float]]]] = {}
-    for name, record in records.items():
-        env, method = name.rsplit("/", 2)[0], name.rsplit("/", 2)[1]
-        steps = range(members[name].adapt_steps + 1)
-        row = [record[f"eval/return/adapt_{j}"]["mean"] for j in steps]
-        scores.setdefault(env, {}).setdefault(method, []).append(row)
+    scores: dict[str, dict[str, Seeds]] = {}
+    for name, c in members.items():
+        env, method, _ = name.rsplit("/", 2)
+        columns = [f"eval/return/adapt_{j}" for j in range(c.adapt_steps + 1)]
+        row = [records[name][column]["mean"] for column in columns] if name in records else None
+        scores.setdefault(env, {}).setdefault(method, {})[c.seed] = row
     lines = ["# Table 1", "", footer(scale, members, out), ""]
     for env, by_method in scores.items():
         lines += [*table(env, by_method, members), "", *orderings(env, by_method), ""]
@@ -107,14 +109,14 @@ def write(scale: Scale, out: Path, members: Members) -> None:
     (out / "table1.md").write_text("\n".join(lines))
 
 
-def table(env: str, by_method: dict[str, list[list[float]]], members: Members) -> list[str]:
+def table(env: str, by_method: dict[str, Seeds], members: Members) -> list[str]:
     """One environment: rows are methods, columns adaptation steps, the published values below each row."""
-    steps = len(next(iter(by_method.values()))[0])
+    steps = next(c for name, c in members.items() if name.startswith(f"{env}/")).adapt_steps + 1
     lines = [f"## {env}", "", "| method | server rate | env steps | " + " | ".join(map(str, range(steps))) + " |"]
     lines.append("|---" * (steps + 3) + "|")
     for method, seeds in by_method.items():
         c = next(c for name, c in members.items() if name.startswith(f"{env}/{method}/"))
-        cells = [over_seeds([row[j] for row in seeds]) for j in range(steps)]
+        cells = [over_all([row[j] for row in seeds.values() if row], seeds) for j in range(steps)]
         lines.append(f"| {method} | {c.server_lr:g} | {env_steps(c):,} | " + " | ".join(cells) + " |")
         if method not in VARIANTS:
             published = [f"{m} ± {h}" for m, h in PUBLISHED[env][method][:steps]]
@@ -122,30 +124,37 @@ def table(env: str, by_method: dict[str, list[list[float]]], members: Members) -
     return lines
 
 
-def orderings(env: str, by_method: dict[str, list[list[float]]]) -> list[str]:
+def orderings(env: str, by_method: dict[str, Seeds]) -> list[str]:
     """The paper's claim that FMRL leads after one step, against each other method: held, not held, or undecided.
 
-    Variants of FMRL, of which the paper claims nothing, have their difference alone.
+    Variants of FMRL, of which the paper claims nothing, have their difference alone. Where a run diverged, the seeds
+    that are left are named.
     """
     if "fmrl" not in by_method:
         return []
-    ours = [row[1] for row in by_method["fmrl"]]
+    ours = by_method["fmrl"]
     lines = []
     for method, seeds in by_method.items():
         if method == "fmrl":
             continue
-        low, difference, high = paired(ours, [row[1] for row in seeds])
-        verdict = "held" if low > 0 else "not held (reversed)" if high < 0 else "undecided"
         said = "against" if method in VARIANTS else "above"
-        claim = f"FMRL {said} {method} after one step: " + (f"{verdict}; " if said == "above" else "")
-        lines.append(f"- {claim}difference {difference:.1f} [{low:.1f}, {high:.1f}]")
+        claim = f"- FMRL {said} {method} after one step: "
+        pairs = {seed: (ours[seed], row) for seed, row in seeds.items() if row and ours.get(seed)}
+        left = "" if len(pairs) == len(seeds) else f", of seeds {', '.join(map(str, pairs))} alone: a run diverged"
+        if not pairs:
+            lines.append(f"{claim}undecided: a run diverged on every seed")
+            continue
+        low, difference, high = paired([(mine[1], row[1]) for mine, row in pairs.values()])
+        verdict = "held" if low > 0 else "not held (reversed)" if high < 0 else "undecided"
+        claim += f"{verdict}; " if said == "above" else ""
+        lines.append(f"{claim}difference {difference:.1f} [{low:.1f}, {high:.1f}]{left}")
     return lines
 
 
-def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+def paired(seeds: list[tuple[float, float]]) -> tuple[float, float, float]:
     """The mean difference over seeds, which share their tasks, with its 95 % t-interval: (low, mean, high)."""
-    mean, half = mean_ci95([a - b for a, b in zip(ours, theirs, strict=True)])
-    return (mean - half, mean, mean + half) if len(ours) > 1 else (float("-inf"), mean, float("inf"))
+    mean, half = mean_ci95([ours - theirs for ours, theirs in seeds])
+    return (mean - half, mean, mean + half) if half is not None else (float("-inf"), mean, float("inf"))
 
 
 if __name__ == "__main__":

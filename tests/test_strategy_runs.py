@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import capability, common
 from fedjax_rl import config
@@ -58,6 +59,15 @@ def test_members_of_one_program_are_what_solo_runs_are(tmp_path):
             for name in (str(i), f"solo{i}")
         )
         np.testing.assert_allclose(swept, solo, rtol=1e-3)  # two programs, whose steps amplify rounding
+
+
+def test_gains_of_the_map_have_students_interval_over_paired_seeds():
+    """Of client 1 alone: 0, 3 and 6 more than the other arm, seed by seed."""
+    theirs = np.array([[0.0, 1.0], [0.0, 50.0], [0.0, -7.0]])
+    ours = theirs + np.array([[9.0, 0.0], [9.0, 3.0], [9.0, 6.0]])
+    found = capability.gains({"map": ours, "alone": theirs}, np.array([False, True]))
+    standard = stats.t(2, loc=3, scale=3 / np.sqrt(3))
+    assert found == {"alone": pytest.approx((3.0, *standard.interval(0.95)))}
 
 
 @pytest.mark.nightly

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import attacks, bytes, common, fedpg_br, privacy
 from fedjax_rl import load
+from fedjax_rl.runs import rundir
 
 nightly = pytest.mark.nightly
 TINY = common.SCALES["tiny"]
@@ -39,6 +40,16 @@ def test_lines_of_the_table_are_read_where_the_published_curve_was():
     assert "| nobody lies | ten, mean | 900 | - | - | 924 | 405.0 ± 63.5 |" in rows
 
 
+def test_no_band_is_cut_off_by_the_figure(tmp_path, monkeypatch):
+    """Of returns up to 500: their interval ends above 600, and below 0."""
+    drawn = []
+    monkeypatch.setattr(fedpg_br, "finish", lambda figure, *_: drawn.append(figure))
+    seen = fedpg_br.Looks(np.ones((3, 2)) * [1, 2], np.array([[0.0, 500.0], [100.0, 500.0], [0.0, 100.0]]))
+    fedpg_br.draw({"nobody lies": {"ten, mean": seen}}, tmp_path, "")
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < 33.3 - 143.4 and high > 366.7 + 573.7  # 4.303 x 57.7 / sqrt(3), and x 230.9 / sqrt(3)
+
+
 def test_what_a_step_makes_of_an_attack_is_a_difference_of_costs():
     """Two seeds: 10 and 12 lost before the step and 1 and 2 after it under one rule, nothing under the other."""
     of = lambda before, new: {"before": before, "new": new}
@@ -49,6 +60,26 @@ def test_what_a_step_makes_of_an_attack_is_a_difference_of_costs():
         "geomed": {"none": honest, "a lie": honest},
     }
     assert attacks.costs(found)[2] == "| a lie | 5.5 ± 6.4 | 0.8 ± 3.2 | -4.8 ± 3.2 |"  # 12.706 x .5, .25
+
+    # seed 0 diverged under the lie: nothing else is taken for its partner, and no mean is of the seeds that are left
+    half = {**found, "median": {"none": honest, "a lie": of([None, -24.0], [None, -8.0])}}
+    assert attacks.costs(half)[2] == "| a lie | diverged | diverged | diverged |"
+    assert attacks.table(half, "new")[-2:] == ["| geomed | -5.5 ± 6.4 | -5.5 ± 6.4 |", ""]
+    assert "| median | -5.5 ± 6.4 | diverged |" in attacks.table(half, "new")
+
+
+def test_what_diverged_keeps_its_place_among_the_seeds(tmp_path):
+    some = next(iter(attacks.cells(TINY, "sgd")["mean"].values()))
+    name = list(some)[1]
+    (tmp_path / name).mkdir(parents=True)
+    row = {"round": some[name].rounds, "final": True, "eval/returns": [[1.0, 3.0]], "eval_new/returns": [[5.0, 7.0]]}
+    rundir.append(tmp_path / name / rundir.EVAL, row)
+    assert attacks.figures(tmp_path, some) == {
+        "honest": [None, 3.0],
+        "new": [None, 7.0],
+        "before": [None, 5.0],
+        "distance": [None, 0.0],
+    }
 
 
 @nightly

@@ -68,6 +68,9 @@ def bootstrap_ci95(statistic: Callable[[np.ndarray], float], scores: np.ndarray)
     environment, of which a report has one: every resample draws S whole seeds with replacement. The N clients of a
     seed share a model, so that to resample them one by one would average away what differs between seeds. The
     generator's seed is fixed: the same runs give the same report.
+
+    With few seeds it is too narrow: for the mean of normal scores it holds the true one in 75, 84 and 90 % of the cases
+    at S = 3, 5 and 10. A mean over seeds has `mean_ci95`.
     """
     rng = np.random.default_rng(0)
 

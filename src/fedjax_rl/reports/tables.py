@@ -16,7 +16,8 @@ from fedjax_rl.runs import privacy
 
 CLIENTS = {"eval": "all", "eval_malicious": "malicious", "eval_new": "new"}
 NOTE = (
-    "±: 95 % t-interval of the mean over seeds; [ ]: 95 % bootstrap over whole seeds; "
+    "±: 95 % t-interval of the mean over seeds; [ ]: 95 % bootstrap over whole seeds, too "
+    "narrow where they are few; "
     "IQM, worst 10 % of clients and P (over the seeds in common): after 1 step"
 )
 
