@@ -250,5 +250,5 @@ def test_a_missing_library_is_named_and_jax_is_not_needed(monkeypatch):
     subprocess.run([sys.executable, "-c", f"{program}; {check}"], check=True)
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     for call in (lambda: epsilon(1.0, USUAL, 1), lambda: calibrate(1.0, USUAL), lambda: claim(1.0, USUAL, 0)):
-        with pytest.raises(ConfigError, match=r"pip install 'fedjax_rl\[privacy\]'"):
+        with pytest.raises(ConfigError, match=r"pip install 'fedjax-rl\[privacy\]'"):
             call()
