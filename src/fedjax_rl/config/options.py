@@ -92,7 +92,7 @@ class Config:
     # clients_per_round), by_kind (stratified, in the order of the kinds: for `kinds`), poisson (each by itself, so many
     # in the mean) or cyclic (in groups, one after the other)
     selection: str = name("uniform", "uniform", "stratified", "by_kind", "poisson", "cyclic")
-    rounds: int = number(500, 1, BIG)  # communication rounds in all; asynchronous: of the updates computed together
+    rounds: int = number(500, 1, BIG)  # communication rounds in all; asynchronous: a round is one or more updates
     episodes: int = number(20, 1, 100_000)  # episodes in each batch of a client
     local_steps: int = number(5, 1, 10_000)  # local gradient steps of a selected client in a round
     local_lr: float = number(0.001, 0, 100, above=True)  # beta, rate of the local steps (SGD; distilling clients: Adam)
