@@ -38,6 +38,7 @@ NAVIGATION: dict[str, Any] = {"env": "navigation", "clients_per_round": 20, "sel
 NAVIGATION |= {"rounds": 50, "max_change_norm": 0.0, "server_lr": 0.003, "adapt_steps": 1, "new_clients": 0}
 CHEETAH: dict[str, Any] = {"env": "half_cheetah/direction", "rounds": 80, "adapt_steps": 1, "new_clients": 0}
 PARTS = ("navigation", "half_cheetah")
+SMOOTH = 5  # rounds that a point of the figure is the mean of
 
 
 def lines(scale: Scale, part: str) -> dict[str, Members]:
@@ -54,9 +55,9 @@ def lines(scale: Scale, part: str) -> dict[str, Members]:
 
 
 def smooth(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(Bytes sent up so far, the return of training after one step, over 5 rounds) of a run."""
+    """(Bytes sent up so far, the return of training after one step, means of SMOOTH rounds) of a run."""
     sent, returns = (list(curve(out, name, key).values()) for key in ("comm/up_bytes", "train/return/adapt_1"))
-    width = min(5, len(returns))
+    width = min(SMOOTH, len(returns))
     return np.cumsum(sent)[width - 1 :], np.convolve(returns, np.ones(width) / width, mode="valid")
 
 
@@ -109,7 +110,9 @@ def draw(out: Path, every: dict[str, Members], path: Path, note: str) -> None:
         values = np.array([returns for _, returns in found])
         stats = np.array([statistics.mean_ci95(column) for column in values.T.tolist()], float)
         ax.plot(found[0][0] / 1e6, stats[:, 0], label=label, lw=1.4)
-    ax.set(xscale="log", xlabel="bytes that all clients have sent [MB]", ylabel="selected clients after one step")
+    means = f"{min(SMOOTH, next(iter(some.values())).rounds)}-round means"
+    ax.set(xscale="log", xlabel="bytes that all clients have sent [MB]")
+    ax.set(ylabel=f"selected clients after one step, {means}")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     finish(figure, path, note, "means over seeds")

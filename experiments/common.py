@@ -20,6 +20,7 @@ import numpy as np
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.host import exits, output
+from fedjax_rl.host.cores import cores
 from fedjax_rl.runs import records, rundir
 
 ENVS = ("half_cheetah/direction", "half_cheetah/velocity", "ant/direction", "ant/velocity")
@@ -40,6 +41,7 @@ class Scale(NamedTuple):
 
     preset: of the configuration. seeds: of the results. rounds: by robot. matched: are cohorts such that all methods
     take as many samples a round as FMRL? extra: further values. reuse: directories with runs that are finished already.
+    jobs: programs at a time.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Scale(NamedTuple):
     matched: bool
     extra: Mapping[str, Any]
     reuse: tuple[Path, ...] = ()
+    jobs: int = 1
 
 
 SCALES = {
@@ -89,6 +92,7 @@ def env_steps(c: config.Config) -> int:
 
 def run(scale: Scale, members: Members, out: Path) -> None:
     """Bring all members to their end, those that can share a program together."""
+    from experiments import jobs
     from experiments.reuse import reuse
     from fedjax_rl.host import signals
     from fedjax_rl.runs import runner
@@ -98,7 +102,9 @@ def run(scale: Scale, members: Members, out: Path) -> None:
     try:
         if taken := reuse(members, out, scale.reuse):
             reporter.say(f"taken from finished runs: {', '.join(taken)}")
-        lost = runner.run_members({out / name: c for name, c in members.items()}, reporter)
+        paths = {out / name: c for name, c in members.items()}
+        side_by_side = scale.jobs > 1
+        lost = jobs.run_members(paths, scale.jobs, reporter) if side_by_side else runner.run_members(paths, reporter)
     except (signals.Interrupted, signals.Stopped) as signal:
         reporter.warn(f"ended by {signal}; what is saved is intact, and the same command goes on from there")
         sys.exit(signal.code)
@@ -154,7 +160,8 @@ def curves(
     figure, axes = plt.subplots(len(panels), len(envs), figsize=size, squeeze=False, sharex="col")
     for j, env in enumerate(envs):
         for i, (key, title) in enumerate(panels):
-            means = f", {SMOOTH}-round means" if key.startswith("train/") else ""
+            fewest = min(c.rounds for some in cells[env].values() for c in some.values())
+            means = f", {min(SMOOTH, fewest)}-round means" if key.startswith("train/") else ""
             if len(cells[env]) > 10:
                 axes[i][j].set_prop_cycle(color=plt.get_cmap("tab20").colors)
             draw(axes[i][j], out, cells[env], key, by_steps)
@@ -373,11 +380,16 @@ def main(
         metavar="DIR",
         help="other experiments' directories, or runs.tar.xz of docs/results: take their runs",
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="programs at a time, each on its share of the cores (default: 1)"
+    )
     args = parser.parse_args()
+    if not 1 <= args.jobs <= cores():
+        parser.error(f"--jobs {args.jobs}: 1 to {cores()}, the cores of this machine")
     out = args.out or Path("results") / f"{name}-{args.scale}"
     if unknown := [path for path in args.reuse if not path.exists()]:
         parser.error(f"--reuse {unknown[0]}: no such directory or archive")
-    scale = SCALES[args.scale]._replace(reuse=tuple(args.reuse))
+    scale = SCALES[args.scale]._replace(reuse=tuple(args.reuse), jobs=args.jobs)
     try:
         experiment(scale, out, tuple(args.envs), *([tuple(args.methods)] if methods else []))
     except exits.Refusal as error:

@@ -145,8 +145,7 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
     """Every arm is one program of all seeds; then the table and the figure."""
     del envs
     every = {label: members(scale, label) for label in methods}
-    for some in every.values():
-        run(scale, some, out)
+    run(scale, {name: c for some in every.values() for name, c in some.items()}, out)
     found = {label: returns(out, some) for label, some in every.items()}
     note = footer(scale, {name: c for some in every.values() for name, c in some.items()}, out)
     text = "\n".join(table(found, note)) + "\n"

@@ -193,7 +193,7 @@ def test_figures_say_what_their_lines_are_and_no_more(tmp_path, monkeypatch):
     lines = {"a line": common.over(TINY, ENV, "a line")}
     common.curves(TINY, tmp_path, (ENV,), lambda _: lines, (common.SELECTED, common.EVALUATED), "x")
     titles = [ax.get_title().partition("\n")[2] for ax in drawn[0].axes]
-    assert titles == ["selected clients after one step, 10-round means", "evaluated clients, after one step"]
+    assert titles == ["selected clients after one step, 2-round means", "evaluated clients, after one step"]
     said = []
     monkeypatch.setattr(pole_lengths, "finish", lambda figure, path, note, marks="thin: bands": said.append(marks))
     some = {name: {1: np.ones((2, 4, 2))} for name in ("independent", "fedavg", "fmrl")}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from experiments import fedhpd, reuse
 from experiments.common import SCALES
@@ -28,9 +29,13 @@ def test_the_table_compares_in_joint_standard_errors_and_pairs_the_gains():
 
 def test_a_share_has_an_interval_over_its_seeds():
     part, whole = np.array([1.0, 2.0, 3.0, 4.0]), np.array([4.0, 4.0, 4.0, 4.0])
-    text = fedhpd.share(part, whole)
-    mean, low, high = (float(number.strip("(%)")) for number in text.replace("to", "").split())
-    assert mean == 62 and 30 < low < 45 < 80 < high < 95  # 2.5 +- 1.96 sqrt(1.25 / 4), over 4
+    assert fedhpd.share(part, whole) == "62% (11% to 114%)"  # 2.5 +- 3.182 sqrt(5 / 3 / 4), over 4
+    part, whole = np.array([30.0, -12.0, 61.0, 44.0, 5.0]), np.array([80.0, 95.0, 101.0, 62.0, 70.0])
+    _, low, high = (float(number.strip("(%)")) / 100 for number in fedhpd.share(part, whole).replace("to", "").split())
+    for edge in (low, high):  # a t-test is about to reject it
+        assert ttest_1samp(part - edge * whole, 0).pvalue == pytest.approx(0.05, abs=0.002)
+    assert low < part.mean() / whole.mean() < high
+    assert fedhpd.share(part, whole - 80).endswith("(no bounded interval)")
 
 
 @pytest.mark.nightly  # kinds and distilling have their own tests; this is the study's own reading of such runs

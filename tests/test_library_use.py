@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -189,10 +190,23 @@ def test_after_a_fork_of_a_process_that_never_used_jax(undisturbed, tmp_path):
 
 
 def test_on_one_core_of_those_there_are(undisturbed, tmp_path):
-    """The affinity decides how many threads are asked for and which cores are reported, never the bits."""
+    """The affinity decides how many threads are asked for and which cores are reported. No product here is divided."""
     core = str(min(os.sched_getaffinity(0)))
     assert elsewhere(TRAIN, tmp_path, "taskset", "-c", core) == undisturbed
     assert json.loads((tmp_path / "run" / "env.json").read_text())["cores"] == 1
+
+
+@pytest.mark.parametrize("said", [{"cores": 64}, {"jax": "0.0.1", "vectors": "of three"}, {}, None, "no JSON"])
+def test_a_run_that_goes_on_where_numbers_are_rounded_otherwise_says_so(said, tmp_path, capsys):
+    config, out = build("fedavg", SMALL, {"critic": "linear"}), tmp_path / "run"
+    runner.run_members({out: config}, Reporter(quiet=True))
+    env = json.loads((out / "env.json").read_text())
+    then = {name: env[name] for name in ("cores", "jax", "vectors")}
+    (out / "env.json").write_text(said if isinstance(said, str) else json.dumps(said and {**env, **said}))
+    runner.run_members({out: replace(config, rounds=3)}, Reporter(quiet=True))
+    changed = [f"{name} {value}, here {then[name]}" for name, value in said.items()] if isinstance(said, dict) else []
+    line = f"{out} goes on with numbers rounded otherwise: it began with {', '.join(changed)}\n"
+    assert capsys.readouterr().err == (line if changed else "")
 
 
 def test_native_physics_asks_for_the_threads_that_the_affinity_allows(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from fedjax_rl import cli, config
 from fedjax_rl.cli import commands
-from fedjax_rl.runs import assemble, checkpoint, loop, records, rundir, runner, scoring, sweep
+from fedjax_rl.runs import assemble, checkpoint, loop, memory, records, rundir, runner, scoring, sweep
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
@@ -134,11 +134,9 @@ def test_an_interrupted_sweep_resumes_to_the_same_bits(crash, whole, tmp_path, m
 
 def test_members_that_do_not_fit_are_split(whole, tmp_path, monkeypatch, capsys):
     """Memory for three of four members: two programs of two, and the numbers of the whole."""
-    needs = {
-        n: runner.memory_needed(loop.compile_round(assemble.make_group([*whole.values()][:n])).step) for n in (2, 4)
-    }
+    needs = {n: memory.needed(loop.compile_round(assemble.make_group([*whole.values()][:n])).step) for n in (2, 4)}
     assert needs[2] < needs[4]
-    monkeypatch.setattr(runner, "memory_available", lambda: (needs[2] + needs[4]) / 2 / runner.MEMORY_SHARE)
+    monkeypatch.setattr(memory, "available", lambda: (needs[2] + needs[4]) / 2 / memory.SHARE)
     some = members(tmp_path, {"server_lr": [0.01, 0.1]})
     runner.run_members(some, Reporter(quiet=False))
     assert "4 members need" in (err := capsys.readouterr().err) and "split in two" in err

@@ -8,7 +8,7 @@ from fedjax_rl.bench.rows import Row, median, row, spread, timed
 from fedjax_rl.config import presets
 from fedjax_rl.envs import resolve_backend
 from fedjax_rl.runs import assemble, loop
-from fedjax_rl.runs.runner import memory_needed
+from fedjax_rl.runs.memory import needed
 
 FEDERATIONS = ((200, 40), (1_000, 40), (10_000, 40), (1_000, 200))  # (N, M)
 
@@ -51,7 +51,7 @@ def memory(env: str, backend: str, sizes: tuple[int, ...], repeats: int) -> list
             "round_range": spread(seconds),
             "state_bytes": int(trees.num_bytes(jax.tree.map(raw, state))),
             "temporary_bytes_per_selected_client": analysis.temp_size_in_bytes / m,
-            "program_bytes": memory_needed(program.step),
+            "program_bytes": needed(program.step),
             "compile_s": compile_s,
         }
         rows.append(row("P6", env=env, backend=made[0].backend, **figures))

@@ -1,5 +1,6 @@
 """Where a run took place: versions, device, git revision, command line. Imports no jax until it is asked."""
 
+import json
 import os
 import platform
 import subprocess
@@ -8,9 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedjax_rl.host.cores import cores
+from fedjax_rl.host import exits
+from fedjax_rl.host.cores import cores, vectors
+from fedjax_rl.host.files import read_text
 
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
+# what decides how a run's numbers are rounded; XLA divides the sums of large products among the cores
+ROUNDING = ("jax", "jaxlib", "mujoco", "device", "device_count", "cores", "vectors")
 
 
 def describe(seed: int) -> dict[str, Any]:
@@ -27,12 +32,27 @@ def describe(seed: int) -> dict[str, Any]:
         "device": device.device_kind,
         "device_count": jax.device_count(),
         "cores": cores(),
+        "vectors": vectors(),
         "prng": PRNG,
         "environ": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_"))},
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
     }
+
+
+def moved(env: Path) -> str:
+    """What decides rounding and is not here as where the run of that env.json began: "cores 2, here 1"; "" for nothing.
+
+    What the file does not say, or what cannot be read, is passed over.
+    """
+    try:
+        then = json.loads(read_text(env))
+        now = describe(0)
+        changed = [name for name in ROUNDING if name in then and then[name] != now[name]]
+        return ", ".join(f"{name} {then[name]}, here {now[name]}" for name in changed)
+    except (exits.Refusal, OSError, ValueError, TypeError):
+        return ""
 
 
 def versions() -> dict[str, str | None]:

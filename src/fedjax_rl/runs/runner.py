@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from fedjax_rl.federation.simulate import State
 from fedjax_rl.host import signals
 from fedjax_rl.host.exits import NoCheckpoint
 from fedjax_rl.host.numerics import pinned
-from fedjax_rl.runs import checkpoint, loop, mending, models, privacy, records, rundir, scoring
+from fedjax_rl.runs import checkpoint, loop, memory, mending, models, privacy, provenance, records, rundir, scoring
 from fedjax_rl.runs.assemble import (
     Group,
     abstract_state,
@@ -31,7 +30,6 @@ from fedjax_rl.runs.recorder import Hooks, Recorder
 from fedjax_rl.runs.timing import with_lanes
 
 NO_HOOKS = Hooks()
-MEMORY_SHARE = 0.8  # of what is available, for the program of a round
 
 
 def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks = NO_HOOKS) -> list[Path]:
@@ -47,18 +45,27 @@ def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks
       ConfigError: a directory holds a run of another configuration, finished or not.
       Interrupted: a signal came; what was begun is saved.
     """
-    members = {path: with_engine(path, config) for path, config in members.items()}
-    for path, config in members.items():
-        if (path / rundir.CONFIG).exists():
-            rundir.refuse_another(config, rundir.open_run(path), path, "move it away, or choose another directory")
     lost: list[Path] = []
-    left = {p: _no_shorter(p, c, reporter) for p, c in members.items() if not is_settled(p, c)}
+    left = unsettled(members, reporter)
     with signals.heeded() as caught:
         for paths in together(left):
             loop.stop_if(placement.agree(caught[0] if caught else 0))
             lost += _bring(paths, left, reporter, hooks)
     placement.agree(0)  # what the first process has written is there for all to read
     return lost
+
+
+def unsettled(members: Mapping[Path, Config], reporter: Reporter) -> dict[Path, Config]:
+    """The runs that are not at their end, each with its engine.
+
+    Raises:
+      ConfigError: a directory holds a run of another configuration, finished or not.
+    """
+    members = {path: with_engine(path, config) for path, config in members.items()}
+    for path, config in members.items():
+        if (path / rundir.CONFIG).exists():
+            rundir.refuse_another(config, rundir.open_run(path), path, "move it away, or choose another directory")
+    return {p: _no_shorter(p, c, reporter) for p, c in members.items() if not is_settled(p, c)}
 
 
 def with_engine(path: Path, config: Config) -> Config:
@@ -187,6 +194,8 @@ def run_group(
         for directory, config in zip(directories, configs, strict=True):
             mending.go_back(directory, config, number, reporter.warn)
         kept = models.remarks(configs[0], lambda: abstract_state(group.run).clients)
+        if begun and (changed := provenance.moved(directories[0] / rundir.ENV)):
+            reporter.warn(f"{directories[0]} goes on with numbers rounded otherwise: it began with {changed}")
         for line in dict.fromkeys([*(line for config in configs for line in privacy.remarks(config)), *kept]):
             reporter.say(line)
         program = compile_members(group, reporter)
@@ -205,8 +214,8 @@ def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:
     """The group's program of a round, or None when it needs more memory than there is and the group can be halved."""
     program = loop.compile_round(group)
     members, steps = len(group.configs), group.run.env_steps_per_round * len(group.configs)
-    need, have = memory_needed(program.step), memory_available()
-    short = have is not None and need > MEMORY_SHARE * have
+    need, have = memory.needed(program.step), memory.available()
+    short = have is not None and need > memory.SHARE * have
     if not placement.agree(short):
         reporter.say(f"compiled one round in {program.compile_s:.1f} s; {steps:,} environment steps a round")
         return program
@@ -216,26 +225,6 @@ def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:
         return None
     reporter.say(f"{line}: lower --client-batch, --clients-per-round or --episodes if memory runs out")
     return program
-
-
-def memory_needed(step: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program holds at most: arguments, results and temporaries, donated ones counted once."""
-    sizes: Any = step.memory_analysis()
-    kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    return kept + sizes.temp_size_in_bytes
-
-
-def memory_available() -> int | None:
-    """Bytes free on the device (on a CPU: in the machine), or None when the platform does not tell."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return None
 
 
 def restored_states(group: Group, directories: Sequence[Path], say) -> State:

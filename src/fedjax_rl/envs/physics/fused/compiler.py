@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_rl.envs.physics.fused import cache
+from fedjax_rl.host.cores import cpu_flags
 
 STATES = 3  # qpos, qvel, qacc_warmstart: the inputs that a step also gives out
 _CHUNK = 4  # vectors that a thread takes at a time
@@ -152,16 +153,6 @@ def candidates() -> Iterator[tuple[str, ...]]:
         yield (name,)
     if importlib.util.find_spec("ziglang"):
         yield (sys.executable, "-m", "ziglang", "cc", "-x", "c++")
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _environment() -> dict[str, str]:
