@@ -209,7 +209,8 @@ def machine_of(row: dict[str, Any]) -> str:
     """Device and versions."""
     names = ("jax", "mujoco", "mujoco-mjx")
     found = ", ".join(f"{name} {row['versions'][name]}" for name in names)
-    return f"{row['devices']} x {row['device']}, {row['cores']} cores; {found}"
+    vectors = f" with {row['vectors']}" if row.get("vectors") else ""
+    return f"{row['devices']} x {row['device']}, {row['cores']} core{'s' * (row['cores'] > 1)}{vectors}; {found}"
 
 
 def main() -> None:

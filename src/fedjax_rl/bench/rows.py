@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_rl.host.cores import cores
+from fedjax_rl.host.cores import cores, vectors
 from fedjax_rl.runs import provenance
 
 Row = dict[str, Any]
@@ -57,6 +57,7 @@ def row(benchmark: str, **figures: Any) -> Row:
         "device": device.device_kind,
         "devices": jax.device_count(),
         "cores": cores(),
+        "vectors": vectors(),
         "git": provenance.git_revision(),
     }
     return {"benchmark": benchmark, **figures, **facts}
