@@ -234,11 +234,44 @@ def test_python_has_the_commands_defaults_and_asks_for_the_same_checkpoint(train
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "more"), [("fedavg", {"hidden": [4]}), ("independent", {"kinds": "1x4:tanh:0.1, 2x4-4:relu:0.1"})]
+)
+def test_what_gymnasium_draws_is_the_episode_that_was_played(algorithm, more, tmp_path, monkeypatch):
+    gymnasium, pil = pytest.importorskip("gymnasium"), pytest.importorskip("PIL.Image")
+    few = {"num_clients": 3, "clients_per_round": 3, "new_clients": 0, "rounds": 1, "adapt_steps": 1, **more}
+    run = fedjax_rl.train(
+        algorithm, "gym/CartPole-v1?horizon=60", preset="tiny", out=tmp_path / "run", quiet=True, **few
+    )
+    rows = film.panels(run._made, run.state(), (0, 2), 1)
+    taken = []
+    for before, after in rows:
+        firsts = []
+        for panel in (before, after):
+            pictures = list(panel.pictures)
+            assert pictures[-1][1] == float(panel.model.split()[-1]) == len(pictures) - 1  # CartPole pays 1 a step
+            assert [paid for _, paid in pictures] == list(range(len(pictures)))
+            firsts.append(pictures[0][0])
+            taken.append(len(pictures))
+        np.testing.assert_array_equal(*firsts)  # one initial state
+    gif = run.render(tmp_path / "a.gif", (0, 2))
+    with pil.open(gif) as made:
+        # 50 pictures a second: every second one, and the last
+        assert (made.n_frames, made.info["duration"]) == (max(taken) // 2 + 1, 40)
+        assert made.size == (2 * film_gif.WIDTH, 2 * (film_gif.STRIP + film_gif.WIDTH * 400 // 600))
+    with pytest.raises(fedjax_rl.ConfigError, match="one of pictures, and its name must end in"):
+        run.render(tmp_path / "a.html")
+    monkeypatch.setattr(gymnasium.envs.classic_control.CartPoleEnv, "render", lambda self: 1 / 0)
+    with pytest.raises(fedjax_rl.ConfigError, match=r"gym/CartPole-v1 cannot be drawn \(ZeroDivisionError"):
+        run.render(tmp_path / "b.gif")
+    assert not (tmp_path / "b.gif").exists()
+
+
 def test_what_has_no_picture_is_refused_by_name(tmp_path, capsys):
     run = fedjax_rl.train("fedavg", "navigation", preset="tiny", hidden=[4], out=tmp_path / "run", quiet=True)
     assert cli.main(["render", str(run.path), "--out", str(tmp_path / "a.html")]) == 2
     assert capsys.readouterr().err == (
-        "fedjax-rl: navigation has no picture; render shows what MuJoCo steps, such as half_cheetah/*\n"
+        "fedjax-rl: navigation has no picture; render films what MuJoCo steps, such as half_cheetah/*, or gym/* draws\n"
     )
     with pytest.raises(fedjax_rl.ConfigError, match="navigation has no picture"):
         run.render(tmp_path / "a.html")
@@ -264,7 +297,7 @@ def test_opengl_is_not_chosen_once_mujoco_is_there_and_is_tried_once(monkeypatch
         monkeypatch.delenv(name, raising=False)
     for _ in range(2):
         with pytest.raises(fedjax_rl.ConfigError, match=r"MUJOCO_GL=not set: division .* before Python starts"):
-            film_gif.prepare()
+            film_gif.prepare("half_cheetah/run")
     assert len(tried) == 1 and "MUJOCO_GL" not in os.environ
 
 
@@ -309,7 +342,7 @@ def test_a_gif_plays_in_real_time_and_follows_the_torso(tmp_path):
         "import sys, numpy as np; from fedjax_rl.config import ConfigError\n"
         "from fedjax_rl.reports import film, film_gif\n"
         "from fedjax_rl.envs.mujoco_env import load_asset\n"
-        "try: film_gif.prepare()\n"
+        "try: film_gif.prepare('half_cheetah/run')\n"
         "except ConfigError as error: print(error); sys.exit(5)\n"
         "qpos = np.zeros((4, 9), np.float32); qpos[1:, 0] = 1.0, 60.0, 60.5\n"
         "panel = film.Panel('client 17, forwards', 'before: return 1.0', qpos)\n"

@@ -24,11 +24,14 @@ class Planted(gymnasium.Env):
       leak: "object" (the object remembers earlier episodes), "class" (so does the class), or "".
       wind: anything; it is paid.
       cut: is an episode truncated, in place of terminated?
+      draws: can it be drawn? A picture has the steps that are left in all its points.
     """
 
     steps_of_all = 0
 
-    def __init__(self, shown=None, taken=None, leak="", wind=0.0, cut=False):
+    def __init__(self, shown=None, taken=None, leak="", wind=0.0, cut=False, draws=True, render_mode=None):
+        self.metadata = {"render_modes": ["rgb_array"] * draws, "render_fps": 25}
+        self.render_mode = render_mode
         self.observation_space = copy.deepcopy(shown) or gymnasium.spaces.Box(-np.inf, np.inf, (2,))
         self.action_space = taken or gymnasium.spaces.Discrete(3, start=-1)
         self.cut = cut
@@ -52,6 +55,10 @@ class Planted(gymnasium.Env):
         paid = float(np.sum(action)) + self.wind
         over = self.left == 0
         return self.look(), paid, over and not self.cut, over and self.cut, {}
+
+    def render(self):
+        assert self.render_mode == "rgb_array"
+        return np.full((2, 4, 3), self.left, np.uint8)
 
 
 def plant(name, limit=50, **given):
@@ -249,3 +256,12 @@ def test_a_module_of_ones_own_registers_its_names(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     monkeypatch.chdir(tmp_path)
     assert make_env("gym/mine:Mine-v0").spec[1:4] == (4, 1, 9)
+
+
+def test_pictures_are_of_the_episode_with_that_seed_and_those_actions():
+    env = make_env(plant("Drawn-v0", wind=0.5))
+    assert env.pictures.step_ms == 40
+    shown = list(env.pictures.show(np.zeros(()), 7, np.array([[0], [2], [1]], np.int32)))
+    assert [picture.max() for picture, _ in shown] == [5, 4, 3, 2] and shown[0][0].shape == (2, 4, 3)
+    assert [paid for _, paid in shown] == [0.0, -0.5, 1.0, 1.5]  # actions from -1 on
+    assert make_env(plant("Blind-v0", draws=False)).pictures is None

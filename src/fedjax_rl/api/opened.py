@@ -185,8 +185,8 @@ class Run:
         """Film clients before and after adaptation, side by side, as `fedjax-rl render` does.
 
         Args:
-          out: the file, a new one: .html (a viewer for a browser) or .gif (needs Pillow and OpenGL; without a display,
-            set MUJOCO_GL=egl before Python starts).
+          out: the file, a new one: .html (a viewer for a browser) or .gif (needs Pillow, and for robots OpenGL: without
+            a display, set MUJOCO_GL=egl before Python starts). Environments of gym/ have GIFs alone.
           clients: their numbers, each 0 to N - 1; one below the other.
           adapt_steps: steps of adaptation between before and after, at least 1.
           step, best: of the checkpoint, as for `state`.
@@ -202,7 +202,7 @@ class Run:
         film_asked.refuse(path, adapt_steps)
         film_asked.refuse_clients(clients, self.config)
         if path.suffix == ".gif":
-            film_gif.prepare()
+            film_gif.prepare(self.config.env)
         film.render(self._made, self.state(step, best), path, tuple(clients), adapt_steps)
         return path
 

@@ -98,12 +98,13 @@ def _render(argv: Sequence[str]) -> int:
     from fedjax_rl.runs import rundir
 
     options = known.parse_command(known.RenderOptions, argv, "render")
-    options.check(rundir.open_run(options.run))
+    config = rundir.open_run(options.run)
+    options.check(config)
     rundir.refuse_unsaved(options.run)
     if options.out.suffix == ".gif":
         from fedjax_rl.reports import film_gif
 
-        film_gif.prepare()
+        film_gif.prepare(config.env)
     from fedjax_rl.cli.commands import render
 
     return render(options)

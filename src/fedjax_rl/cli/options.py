@@ -99,7 +99,7 @@ class RenderOptions:
     """Film clients before and after adaptation, side by side: one checkpoint, one initial state, the same noise."""
 
     run: tyro.conf.Positional[Path]  # run directory
-    out: Path  # file to write: .gif (needs OpenGL) or .html (a viewer for a browser)
+    out: Path  # file to write: .gif (needs OpenGL for robots) or .html (a viewer for a browser)
     client: int | None = None  # the client to show; without it 0
     clients: str | None = None  # several clients, one below the other, e.g. 0,1,2,3
     adapt_steps: int = 1  # adaptation steps between before and after

@@ -1,6 +1,6 @@
 """What an environment is: pure functions of one client's one episode, with the task as an argument."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +56,19 @@ class EnvState(NamedTuple):
     done: Array
 
 
+class Pictures(NamedTuple):
+    """How episodes look that the host steps.
+
+    Attributes:
+      show: (task, seed, actions [t, A]) -> pairs of a picture [H, W, 3] uint8 and what was paid until then: before each
+        action, and after the last.
+      step_ms: how long a step lasts [ms].
+    """
+
+    show: Callable[[Any, int, Any], Iterator[tuple[Any, float]]]
+    step_ms: float
+
+
 class Env(NamedTuple):
     """An environment: pure functions of one client's one episode, with the task as an argument.
 
@@ -65,7 +78,8 @@ class Env(NamedTuple):
       sample_tasks: (key, n) -> tasks [n, ...]. It draws by identity: task i depends on the key and on i, never on n.
       spec: what never changes.
       describe: task -> the task in words, for films.
-      mjcf: the text of the robot whose qpos is `state.physics.qpos`, for films; "" where there is no picture.
+      mjcf: the text of the robot whose qpos is `state.physics.qpos`, for films; "" where there is none.
+      pictures: of the episode whose seed is `state.physics.seed`, for films; None where there are none.
       model: task -> (transition [S, A, S], reward [S, A]), where there are S states, seen one-hot, and their
         probabilities are known; None elsewhere.
 
@@ -82,6 +96,7 @@ class Env(NamedTuple):
     spec: EnvSpec
     describe: Callable[[Task], str] = str
     mjcf: str = ""
+    pictures: Pictures | None = None
     model: Callable[[Task], tuple[Array, Array]] | None = None
 
 

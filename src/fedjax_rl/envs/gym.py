@@ -8,19 +8,21 @@ used one remembers would make an episode depend on those before it (BipedalWalke
 import difflib
 import functools
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from fedjax_rl.envs import tasks
-from fedjax_rl.envs.base import Env, EnvSpec
+from fedjax_rl.envs.base import Env, EnvSpec, Pictures
 from fedjax_rl.envs.divided import Beginner
 from fedjax_rl.envs.host import host_env
 from fedjax_rl.host import episodes, output
 from fedjax_rl.host.exits import ConfigError
 
+DRAWN, FPS = "rgb_array", 20.0  # Gymnasium's word for pictures; how many a second, where an environment does not say
 MOST_ENTRIES = 4096  # of an observation, which our policies see as a vector
 
 
@@ -60,7 +62,23 @@ def _gym(name: str, horizon: int | None, fields: tuple[tuple[str, tuple[float, f
         )
     draw, say = tasks.ranges(dict(fields))
     begin = Beginner(make, functools.partial(episodes.make, registered, *own), pace, (inside, actions))
-    return host_env(spec, begin, draw, say)
+    made = host_env(spec, begin, draw, say)
+    if DRAWN not in env.metadata.get("render_modes", ()):
+        return made
+    show = functools.partial(_pictures, spec.name, functools.partial(make, render_mode=DRAWN))
+    return made._replace(pictures=Pictures(show, 1000 / env.metadata.get("render_fps", FPS)))
+
+
+def _pictures(name: str, make: episodes.Make, *episode: Any) -> Iterator[tuple[np.ndarray, float]]:
+    """`episodes.pictures`, or a ConfigError that says why there are none."""
+    for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # of pygame, which draws without a screen and is silent
+        os.environ.setdefault(variable, "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        yield from episodes.pictures(make, *episode)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConfigError(f"{name} cannot be drawn ({type(error).__name__}: {reason})") from error
 
 
 def _tried(name: str, make: episodes.Make, task: np.ndarray) -> Any:

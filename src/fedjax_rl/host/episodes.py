@@ -3,7 +3,7 @@
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ TRIED_STEPS = 50
 _held: dict[int, "Episodes"] = {}  # those that this process steps for another one
 
 
-def make(spec: Any, horizon: int | None, fields: tuple[str, ...], task: np.ndarray) -> Any:
+def make(spec: Any, horizon: int | None, fields: tuple[str, ...], task: np.ndarray, **more: Any) -> Any:
     """A new object of a name or an EnvSpec of Gymnasium's, with the keyword arguments that a task [F] sets."""
     import gymnasium
 
     limit = {"max_episode_steps": horizon} if horizon else {}
     own = dict(zip(fields, np.ravel(task).tolist(), strict=bool(fields)))
-    return gymnasium.make(spec, disable_env_checker=True, **limit, **own)
+    return gymnasium.make(spec, disable_env_checker=True, **limit, **own, **more)
 
 
 class Episodes:
@@ -67,6 +67,18 @@ def _actor(space: Any) -> Callable[[np.ndarray], Any]:
     if isinstance(space, spaces.Discrete):
         return lambda actions: (actions[:, 0] + space.start).astype(int).tolist()
     return lambda actions: np.clip(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+
+
+def pictures(make: Make, task: np.ndarray, seed: int, actions: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+    """An episode's pictures [H, W, 3] uint8, each with what was paid until then; `make` gives objects that draw."""
+    env, paid = make(task), 0.0
+    env.reset(seed=seed)
+    for action in _actor(env.action_space)(actions):
+        yield env.render(), paid
+        _, reward, *_ = env.step(action)
+        paid += float(reward)
+    yield env.render(), paid
+    env.close()
 
 
 def silence() -> None:

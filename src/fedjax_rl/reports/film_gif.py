@@ -1,11 +1,12 @@
-"""Films as GIFs: MuJoCo's renderer draws the frames, Pillow labels and writes them (nobody else imports Pillow)."""
+"""Films as GIFs: MuJoCo's renderer or the environment draws the frames, Pillow labels and writes them (nobody else
+imports Pillow)."""
 
 import functools
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fedjax_rl.config import ConfigError
 
 WIDTH, HEIGHT = 240, 160  # pixels of a panel
 FRAME_MS = 50  # an environment step: real time
-TEXT = 10  # pixels
+TEXT, STRIP = 10, 46  # pixels: letters, and the height of three lines of them above a picture that is given
 DISTANCE, ELEVATION, LOOK_AT = 3.2, -12.0, 0.5  # m, degrees, m above the floor: of the camera, which looks along +y
 NO_GL = (
     "no OpenGL to draw GIF frames with (MUJOCO_GL={gl}: {why}); install libegl1 and set MUJOCO_GL=egl, or libosmesa6 "
@@ -22,10 +23,11 @@ NO_GL = (
 )
 
 
-def prepare() -> None:
+def prepare(env: str) -> None:
     """Find out what is missing before anything is computed.
 
-    MuJoCo looks at MUJOCO_GL when it is imported: headless, unless there is a display or somebody chose otherwise.
+    What Gymnasium's environments draw with is their own affair. MuJoCo looks at MUJOCO_GL when it is imported:
+    headless, unless there is a display or somebody chose otherwise.
     Where it was imported before, it is too late to choose.
 
     Raises:
@@ -35,6 +37,8 @@ def prepare() -> None:
         import PIL  # noqa: F401
     except ModuleNotFoundError:
         raise ConfigError("a GIF needs Pillow; install it with: pip install 'fedjax-rl[render]'") from None
+    if env.startswith("gym/"):
+        return
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not has_display and "mujoco" not in sys.modules:
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -64,9 +68,38 @@ def make_writer(xml: str) -> Callable[[Sequence[Sequence[Any]]], bytes]:
 
         with mujoco.Renderer(_stage(xml), HEIGHT, WIDTH) as renderer:
             panels = [[_frames(renderer, panel.qpos) for panel in row] for row in rows]
-        return _gif(panels, rows)
+        where = lambda panel: [f"{panel.client}\n{panel.model}\nx = {x:+.1f} m" for x in panel.qpos[:, 0]]
+        return _gif(panels, [[where(panel) for panel in row] for row in rows], FRAME_MS)
 
     return write
+
+
+def of_pictures(rows: Sequence[Sequence[Any]], step_ms: float) -> bytes:
+    """Rows of panels with pictures -> a GIF that plays in real time; who is over first stands still. `prepare` comes
+    first."""
+    every = max(1, round(FRAME_MS / step_ms))
+    shown = [[_kept(panel.pictures, every) for panel in row] for row in rows]
+    longest = max(len(kept) for row in shown for kept in row)
+    shown = [[kept + [kept[-1]] * (longest - len(kept)) for kept in row] for row in shown]
+    labels = [[f"{panel.client}\n{panel.model}\npaid so far " for panel in row] for row in rows]
+    texts = [
+        [[f"{label}{paid:.1f}" for _, paid in kept] for label, kept in zip(*pair, strict=True)]
+        for pair in zip(labels, shown, strict=True)
+    ]
+    return _gif([[[picture for picture, _ in kept] for kept in row] for row in shown], texts, every * step_ms)
+
+
+def _kept(pictures: Iterable[tuple[np.ndarray, float]], every: int) -> list[tuple[np.ndarray, float]]:
+    """Pictures 0, `every`, 2 `every`, ... and the last one, WIDTH wide, below a strip for the label."""
+    from PIL import Image
+
+    strip = np.full((STRIP, WIDTH, 3), 255, np.uint8)
+    kept: list[tuple[np.ndarray, float]] = []
+    for number, (picture, paid) in enumerate(pictures):
+        size = WIDTH, round(picture.shape[0] * WIDTH / picture.shape[1])
+        small = np.vstack([strip, np.asarray(Image.fromarray(picture).resize(size))])
+        kept[-(-number // every) :] = [(small, paid)]  # which takes the place of one that is none of them
+    return kept
 
 
 def _stage(xml: str) -> Any:
@@ -111,19 +144,21 @@ def _frames(renderer: Any, qpos: np.ndarray) -> list[np.ndarray]:
     return frames
 
 
-def _gif(panels: Sequence[Sequence[Sequence[np.ndarray]]], rows: Sequence[Sequence[Any]]) -> bytes:
+def _gif(
+    panels: Sequence[Sequence[Sequence[np.ndarray]]], texts: Sequence[Sequence[Sequence[str]]], frame_ms: float
+) -> bytes:
     """Frames [rows][columns][T] with their labels as one animation."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, frames = ImageFont.load_default(TEXT), []
+    height, width, _ = panels[0][0][0].shape
     for t in range(len(panels[0][0])):
         image = Image.fromarray(np.vstack([np.hstack([panel[t] for panel in row]) for row in panels]))
         draw = ImageDraw.Draw(image)
-        for i, row in enumerate(rows):
-            for j, panel in enumerate(row):
-                text = f"{panel.client}\n{panel.model}\nx = {panel.qpos[t, 0]:+.1f} m"
-                draw.text((j * WIDTH + 4, i * HEIGHT + 3), text, fill="black", font=font)
+        for i, row in enumerate(texts):
+            for j, text in enumerate(row):
+                draw.text((j * width + 4, i * height + 3), text[t], fill="black", font=font)
         frames.append(image.quantize(64, dither=Image.Dither.NONE))
     file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0)
     return file.getvalue()
