@@ -385,7 +385,7 @@ def main(
     )
     args = parser.parse_args()
     if not 1 <= args.jobs <= cores():
-        parser.error(f"--jobs {args.jobs}: 1 to {cores()}, the cores of this machine")
+        parser.error(f"--jobs {args.jobs}: 1 to {cores()}, the cores that this process may use")
     out = args.out or Path("results") / f"{name}-{args.scale}"
     if unknown := [path for path in args.reuse if not path.exists()]:
         parser.error(f"--reuse {unknown[0]}: no such directory or archive")

@@ -81,10 +81,10 @@ def cell(scale: Scale, env: str, method: str, rates: dict[str, float]) -> Member
 
 
 def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[str, ...] = METHODS) -> None:
-    """Run what is missing, writing the table after every cell."""
+    """Run what is missing, writing the table after every cell; with `--jobs`, once at the end."""
     pairs = [(env, method) for env in envs for method in methods]
     cells = (cell(scale, env, method, chosen(scale, env, method, out)) for env, method in pairs)
-    if scale.jobs > 1:  # together, since a cell is one program
+    if scale.jobs > 1:  # together, since a cell is one program, or shares one (fmrl and fmrl-clip differ in a number)
         cells = [{name: c for some in cells for name, c in some.items()}]
     members: Members = {}
     for some in cells:

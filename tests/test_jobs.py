@@ -7,12 +7,13 @@ import sys
 import time
 from dataclasses import replace
 
+import jax
 import pytest
 
 from experiments import common, jobs
 from faults import suite
 from fedjax_rl.config import build
-from fedjax_rl.host import cores, exits
+from fedjax_rl.host import cores, exits, signals
 from fedjax_rl.runs import checkpoint, records, rundir, runner
 from fedjax_rl.runs.progress import Reporter
 
@@ -60,6 +61,35 @@ def test_a_signal_saves_all_of_them(tmp_path):
         assert 3 <= done == max(checkpoint.steps(run / rundir.CHECKPOINTS)) < 100_000
 
 
+def test_a_second_signal_leaves_no_process_behind(tmp_path, monkeypatch):
+    """However soon it comes after the first: nobody writes when the command has ended."""
+    begun, begin = [], jobs.begin
+    monkeypatch.setattr(jobs, "begin", lambda *args: begun.append(begin(*args)) or begun[-1])
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
+    with pytest.raises(signals.Stopped):
+        jobs.run_members(members(tmp_path, 100_000), 2, Reporter(quiet=True))
+    assert len(begun) == 2 and all(process.poll() is not None for process in begun)
+
+
+def test_a_process_that_was_killed_is_named_with_its_signal(tmp_path, monkeypatch):
+    begin = jobs.begin
+    monkeypatch.setattr(jobs, "begin", lambda *args: [process := begin(*args), process.kill()][0])
+    with pytest.raises(exits.Refusal, match=r"was killed by SIGKILL; .* with fewer --jobs") as error:
+        jobs.run_members(members(tmp_path, 1), 2, Reporter(quiet=True))
+    assert error.value.code == 128 + signal.SIGKILL
+
+
+@pytest.mark.skipif(not jobs.CAN_PIN, reason="no affinity")
+def test_fewer_programs_than_jobs_have_all_cores(tmp_path, monkeypatch):
+    shares = []
+    done = lambda share, some: shares.append(sorted(share)) or subprocess.Popen(["true"])
+    monkeypatch.setattr(jobs, "begin", done)
+    monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda _: {2, 3, 5})
+    jobs.run_members({tmp_path / "b": members(tmp_path, 1)[tmp_path / "b"]}, 2, Reporter(quiet=True))
+    jobs.run_members(members(tmp_path, 1), 3, Reporter(quiet=True))
+    assert shares[0] == [2, 3, 5] and sorted(shares[1:]) == [[2, 5], [3]]
+
+
 def test_an_error_of_one_ends_the_others_and_is_named(tmp_path):
     (tmp_path / "b").write_text("in the way")
     with pytest.raises(exits.Refusal, match=f"{tmp_path / 'b'} ended with code 2") as error:
@@ -74,3 +104,9 @@ def test_more_programs_than_cores_are_refused(asked, monkeypatch, capsys):
         common.main("An experiment.", "table1", pytest.fail)
     assert error.value.code == 2
     assert f"--jobs {asked}: 1 to {cores.cores()}, the cores" in capsys.readouterr().err
+
+
+def test_an_accelerator_is_one_programs_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(exits.ConfigError, match="--jobs 2: programs share the cores of a CPU"):
+        jobs.run_members(members(tmp_path, 1), 2, Reporter(quiet=True))

@@ -24,7 +24,7 @@ from fedjax_rl.config import build
 from fedjax_rl.host import cores, numerics
 from fedjax_rl.rl.critics import mlp_critic
 from fedjax_rl.rl.policies import gaussian_mlp
-from fedjax_rl.runs import runner
+from fedjax_rl.runs import provenance, runner
 from fedjax_rl.runs.arrays import state_hash, unflatten
 from fedjax_rl.runs.assemble import initial_states, make_group, round_of
 from fedjax_rl.runs.progress import Reporter
@@ -207,6 +207,14 @@ def test_a_run_that_goes_on_where_numbers_are_rounded_otherwise_says_so(said, tm
     changed = [f"{name} {value}, here {then[name]}" for name, value in said.items()] if isinstance(said, dict) else []
     line = f"{out} goes on with numbers rounded otherwise: it began with {', '.join(changed)}\n"
     assert capsys.readouterr().err == (line if changed else "")
+
+
+def test_the_cores_beside_a_gpu_round_nothing(tmp_path, monkeypatch):
+    there = {"device": "NVIDIA H200", "device_count": 1, "cores": 16, "jax": "0.10"}
+    (tmp_path / "env.json").write_text(json.dumps(there))
+    monkeypatch.setattr(provenance, "versions", lambda: dict.fromkeys(provenance.ROUNDING) | {"jax": "0.10"})
+    monkeypatch.setattr(provenance, "machine", lambda: there | {"cores": 8})
+    assert provenance.moved(tmp_path / "env.json") == ""
 
 
 def test_native_physics_asks_for_the_threads_that_the_affinity_allows(monkeypatch):

@@ -15,30 +15,33 @@ from fedjax_rl.host.files import read_text
 
 PACKAGES = ("fedjax-rl", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint", "brax", "numpy")
 # what decides how a run's numbers are rounded; XLA divides the sums of large products among the cores
-ROUNDING = ("jax", "jaxlib", "mujoco", "device", "device_count", "cores", "vectors")
+ROUNDING = ("jax", "jaxlib", "mujoco", "device", "device_count")
+ROUNDING_ON_CPU = ("cores", "vectors")
 
 
 def describe(seed: int) -> dict[str, Any]:
     """Where a run took place: versions, device, git revision, command line, seed."""
-    import jax
-
     from fedjax_rl.host.numerics import PRNG
 
-    device = jax.devices()[0]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         **versions(),
-        "device": device.device_kind,
-        "device_count": jax.device_count(),
-        "cores": cores(),
-        "vectors": vectors(),
+        **machine(),
         "prng": PRNG,
         "environ": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_"))},
         "git": git_revision(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
     }
+
+
+def machine() -> dict[str, Any]:
+    """What computes: device, cores, vectors."""
+    import jax
+
+    device = jax.devices()[0].device_kind
+    return {"device": device, "device_count": jax.device_count(), "cores": cores(), "vectors": vectors()}
 
 
 def moved(env: Path) -> str:
@@ -48,10 +51,11 @@ def moved(env: Path) -> str:
     """
     try:
         then = json.loads(read_text(env))
-        now = describe(0)
-        changed = [name for name in ROUNDING if name in then and then[name] != now[name]]
+        now = versions() | machine()
+        names = ROUNDING + (ROUNDING_ON_CPU if now["device"] == then.get("device", "cpu") == "cpu" else ())
+        changed = [name for name in names if name in then and then[name] != now[name]]
         return ", ".join(f"{name} {then[name]}, here {now[name]}" for name in changed)
-    except (exits.Refusal, OSError, ValueError, TypeError):
+    except (exits.Refusal, OSError, ValueError, TypeError, AttributeError):
         return ""
 
 

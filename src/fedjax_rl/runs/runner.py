@@ -194,8 +194,10 @@ def run_group(
         for directory, config in zip(directories, configs, strict=True):
             mending.go_back(directory, config, number, reporter.warn)
         kept = models.remarks(configs[0], lambda: abstract_state(group.run).clients)
-        if begun and (changed := provenance.moved(directories[0] / rundir.ENV)):
-            reporter.warn(f"{directories[0]} goes on with numbers rounded otherwise: it began with {changed}")
+        moved = {provenance.moved(directory / rundir.ENV): directory for directory in directories if begun}
+        for changed, directory in moved.items():
+            if changed:
+                reporter.warn(f"{directory} goes on with numbers rounded otherwise: it began with {changed}")
         for line in dict.fromkeys([*(line for config in configs for line in privacy.remarks(config)), *kept]):
             reporter.say(line)
         program = compile_members(group, reporter)
