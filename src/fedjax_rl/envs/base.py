@@ -79,9 +79,9 @@ class Env(NamedTuple):
       spec: what never changes.
       describe: task -> the task in words, for films.
       mjcf: the text of the robot whose qpos is `state.physics.qpos`, for films; "" where there is none.
-      pictures: of the episode whose seed is `state.physics.seed`, for films; None where there are none.
       model: task -> (transition [S, A, S], reward [S, A]), where there are S states, seen one-hot, and their
         probabilities are known; None elsewhere.
+      pictures: of the episode whose seed is `state.physics.seed`, for films; None where there are none.
 
     >>> import jax, jax.numpy as jnp
     >>> env = make_env("navigation")
@@ -96,8 +96,8 @@ class Env(NamedTuple):
     spec: EnvSpec
     describe: Callable[[Task], str] = str
     mjcf: str = ""
-    pictures: Pictures | None = None
     model: Callable[[Task], tuple[Array, Array]] | None = None
+    pictures: Pictures | None = None
 
 
 def idle(spec: EnvSpec) -> Array:

@@ -27,8 +27,8 @@ def prepare(env: str) -> None:
     """Find out what is missing before anything is computed.
 
     What Gymnasium's environments draw with is their own affair. MuJoCo looks at MUJOCO_GL when it is imported:
-    headless, unless there is a display or somebody chose otherwise.
-    Where it was imported before, it is too late to choose.
+    headless, unless there is a display or somebody chose otherwise. Where it was imported before, it is too late to
+    choose.
 
     Raises:
       ConfigError: Pillow or OpenGL is missing.
