@@ -345,4 +345,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 if __name__ == "__main__":
-    main(__doc__, "asynchrony", experiment, methods=PARTS, envs=(RUN, DIRECTION, NAVIGATION))
+    main(__doc__, "asynchrony", experiment, methods=PARTS, envs=())

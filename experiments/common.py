@@ -33,6 +33,7 @@ EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")
 SMOOTH = 10  # rounds that a point of a training curve is the mean of
 BANDS = "bands (three seeds or more) and bars: 95 % t-interval over seeds"
 LEAN = {"adapt_steps": 1, "eval_every": 0}  # all that a study's curves and table need of evaluations
+WITHOUT_PAPER = ("tiny", "laptop")  # scales of what has a size of its own
 Members = dict[str, config.Config]
 
 
@@ -358,17 +359,21 @@ def main(
     default_methods: tuple[str, ...] = (),
     envs: tuple[str, ...] = ENVS,
     default_envs: tuple[str, ...] = (),
+    scales: tuple[str, ...] = tuple(SCALES),
 ) -> None:
     """The command line of an experiment: (scale, out, environments), and the methods where it compares some.
 
-    default_envs, default_methods: what is taken when none is named; () for all.
+    envs: what may be chosen from; one or none is no choice, and there is no option. default_envs, default_methods: what
+    is taken when none is named; () for all. scales: those that differ.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=tuple(SCALES), default="laptop")
+    parser.add_argument("--scale", choices=scales, default="laptop")
     parser.add_argument(
         "--out", type=Path, help=f"directory of the runs and the result (default: results/{name}-SCALE)"
     )
-    parser.add_argument("--envs", nargs="+", choices=envs, default=default_envs or envs, help="only these environments")
+    parser.set_defaults(envs=default_envs or envs)
+    if len(envs) > 1:
+        parser.add_argument("--envs", nargs="+", choices=envs, help="only these environments")
     if methods:
         default = default_methods or methods
         parser.add_argument("--methods", nargs="+", choices=methods, default=default, help="only these methods")

@@ -14,6 +14,7 @@ import numpy as np
 from experiments.common import (
     ENVS,
     EVALUATED,
+    WITHOUT_PAPER,
     Members,
     Scale,
     curve,
@@ -74,4 +75,4 @@ def reached(out: Path, some: Members, value: float, unit: float) -> str:
 
 
 if __name__ == "__main__":
-    main(__doc__, "efficient", experiment, envs=ENVS)
+    main(__doc__, "efficient", experiment, envs=ENVS, scales=WITHOUT_PAPER)

@@ -188,4 +188,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 if __name__ == "__main__":
-    main(__doc__, "fedpg_br", experiment, methods=PARTS, envs=(ENV,))
+    main(__doc__, "fedpg_br", experiment, methods=PARTS, envs=())

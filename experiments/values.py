@@ -157,4 +157,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 if __name__ == "__main__":
-    main(__doc__, "values", experiment, envs=(ENV,), methods=tuple(ARMS))
+    main(__doc__, "values", experiment, envs=(), methods=tuple(ARMS))

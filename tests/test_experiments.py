@@ -1,6 +1,7 @@
 """The table and the figures at the tiny scale, on real physics: they run, reuse what is there, and say what it is."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import tomllib
@@ -139,6 +140,24 @@ def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, cap
             common.main("An experiment.", "table1", another_rate)
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, ["--scale", "paper"])
+        for name in ("attacks", "audit", "bytes", "capability", "efficient", "engines", "privacy")
+    ]
+    + [
+        (name, ["--envs", "navigation"])
+        for name in ("asynchrony", "audit", "bytes", "fedpg_br", "pole_lengths", "values")
+    ],
+)
+def test_an_option_that_would_do_nothing_is_not_there(name, option, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, *option])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"experiments.{name}", run_name="__main__")
+    assert stopped.value.code == 2 and option[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
