@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from importlib.metadata import version
@@ -143,21 +144,19 @@ def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("option", "names"),
     [
-        (name, ["--scale", "paper"])
-        for name in ("attacks", "audit", "bytes", "capability", "efficient", "engines", "privacy")
-    ]
-    + [
-        (name, ["--envs", "navigation"])
-        for name in ("asynchrony", "audit", "bytes", "fedpg_br", "pole_lengths", "values")
+        (("--scale", "paper"), ("attacks", "audit", "bytes", "capability", "efficient", "engines", "privacy")),
+        (("--envs", "navigation"), ("asynchrony", "attacks", "audit", "bytes", "fedpg_br", "pole_lengths", "values")),
     ],
 )
-def test_an_option_that_would_do_nothing_is_not_there(name, option, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [name, *option])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_module(f"experiments.{name}", run_name="__main__")
-    assert stopped.value.code == 2 and option[0] in capsys.readouterr().err.splitlines()[-1]
+def test_an_option_that_would_do_nothing_is_not_there(option, names, monkeypatch, capsys):
+    for name in names:
+        monkeypatch.setattr("sys.argv", [name, *option])
+        monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(f"experiments.{name}", run_name="__main__")
+        assert stopped.value.code == 2 and option[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
