@@ -56,7 +56,7 @@ def run_members(members: Mapping[Path, Config], jobs: int, reporter: Reporter) -
     waiting = [{path: left[path] for path in paths} for paths in runner.together(left)]
     own = sorted(os.sched_getaffinity(0)) if CAN_PIN else []
     shares = min(jobs, len(runner.together(members)))  # of all that are asked for: one that goes on has as many cores
-    free = [own[i::shares] for i in range(shares)]
+    free = [own[i::shares] or own for i in range(shares)]
     working: dict[subprocess.Popen, tuple[list[int], list[Path]]] = {}
     lost: list[Path] = []
     failed: exits.Refusal | None = None

@@ -62,11 +62,10 @@ def _gym(name: str, horizon: int | None, fields: tuple[tuple[str, tuple[float, f
         )
     draw, say = tasks.ranges(dict(fields))
     begin = Beginner(make, functools.partial(episodes.make, registered, *own), pace, (inside, actions))
-    made = host_env(spec, begin, draw, say)
-    if DRAWN not in (env.metadata.get("render_modes") or ()):
-        return made
     show = functools.partial(_pictures, spec.name, functools.partial(make, render_mode=DRAWN))
-    return made._replace(pictures=Pictures(show, 1000 / (env.metadata.get("render_fps") or FPS)))
+    is_drawn = DRAWN in (env.metadata.get("render_modes") or ())
+    pictures = Pictures(show, 1000 / (env.metadata.get("render_fps") or FPS)) if is_drawn else None
+    return host_env(spec, begin, draw, say, pictures)
 
 
 def _pictures(name: str, make: episodes.Make, *episode: Any) -> Iterator[tuple[np.ndarray, float]]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl.envs.base import Env, EnvSpec, EnvState
+from fedjax_rl.envs.base import Env, EnvSpec, EnvState, Pictures
 from fedjax_rl.envs.callback import host_call
 from fedjax_rl.types import Array, Key, Task
 
@@ -131,6 +131,7 @@ def host_env(
     begin: Callable[[np.ndarray, np.ndarray], Batch],
     sample_tasks: Callable[[Key, int], Array],
     describe: Callable[[Task], str],
+    pictures: Pictures | None = None,
 ) -> Env:
     """An environment of the host as an `Env`, whose episodes are seeded by their keys.
 
@@ -138,7 +139,7 @@ def host_env(
       spec: with `host`.
       begin: (seeds [B] of 31 bits, tasks [B, ...]) -> B new episodes.
       sample_tasks: as in `Env`; a task is an array.
-      describe: as in `Env`.
+      describe, pictures: as in `Env`.
     """
     host = Host(spec.name, begin)
     shape = jax.ShapeDtypeStruct
@@ -156,4 +157,4 @@ def host_env(
         shown, reward, done, t = call_step(*state.physics, jnp.asarray(task), action)
         return EnvState(state.physics._replace(t=t), shown, reward, done)
 
-    return Env(reset, step, sample_tasks, spec, describe)
+    return Env(reset, step, sample_tasks, spec, describe, pictures=pictures)
