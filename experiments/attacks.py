@@ -15,20 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import (
-    WITHOUT_PAPER,
-    Members,
-    Scale,
-    curve,
-    finals,
-    finish,
-    footer,
-    main,
-    over_seeds,
-    pyplot,
-    run,
-    slug,
-)
+from experiments.common import Members, Scale, curve, finals, finish, footer, main, over_seeds, pyplot, run, slug
 from fedjax_rl import config
 from fedjax_rl.config import presets
 
@@ -169,4 +156,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 if __name__ == "__main__":
-    main(__doc__, "attacks", experiment, methods=PARTS, envs=(), scales=WITHOUT_PAPER)
+    main(__doc__, "attacks", experiment, methods=PARTS, envs=(), has_paper=False)

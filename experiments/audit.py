@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import linalg, optimize, special, stats
 
-from experiments.common import WITHOUT_PAPER, Scale, main
+from experiments.common import Scale, main
 from fedjax_rl.federation import selection
 from fedjax_rl.federation.accountant import Releases, coefficients, epsilon
 from fedjax_rl.federation.private import private
@@ -214,4 +214,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "audit", experiment, envs=(), scales=WITHOUT_PAPER)
+    main(__doc__, "audit", experiment, envs=(), has_paper=False)

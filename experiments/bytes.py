@@ -13,20 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import (
-    WITHOUT_PAPER,
-    Members,
-    Scale,
-    curve,
-    finals,
-    finish,
-    footer,
-    main,
-    over_all,
-    pyplot,
-    run,
-    slug,
-)
+from experiments.common import Members, Scale, curve, finals, finish, footer, main, over_all, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 
@@ -132,4 +119,4 @@ def draw(out: Path, every: dict[str, Members], path: Path, note: str) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "bytes", experiment, methods=PARTS, envs=(), scales=WITHOUT_PAPER)
+    main(__doc__, "bytes", experiment, methods=PARTS, envs=(), has_paper=False)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import BANDS, WITHOUT_PAPER, Members, Scale, finish, footer, main, measured, pyplot, run, slug
+from experiments.common import BANDS, Members, Scale, finish, footer, main, measured, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.host.numerics import pinned, root_key
@@ -207,4 +207,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...], methods: tuple[st
 
 
 if __name__ == "__main__":
-    main(__doc__, "capability", experiment, methods=tuple(PARTS), envs=(), scales=WITHOUT_PAPER)
+    main(__doc__, "capability", experiment, methods=tuple(PARTS), envs=(), has_paper=False)

@@ -33,7 +33,6 @@ EVALUATED = ("eval/return/adapt_1", "evaluated clients, after one step")
 SMOOTH = 10  # rounds that a point of a training curve is the mean of
 BANDS = "bands (three seeds or more) and bars: 95 % t-interval over seeds"
 LEAN = {"adapt_steps": 1, "eval_every": 0}  # all that a study's curves and table need of evaluations
-WITHOUT_PAPER = ("tiny", "laptop")  # scales of what has a size of its own
 Members = dict[str, config.Config]
 
 
@@ -359,15 +358,15 @@ def main(
     default_methods: tuple[str, ...] = (),
     envs: tuple[str, ...] = ENVS,
     default_envs: tuple[str, ...] = (),
-    scales: tuple[str, ...] = tuple(SCALES),
+    has_paper: bool = True,
 ) -> None:
     """The command line of an experiment: (scale, out, environments), and the methods where it compares some.
 
     envs: what may be chosen from; one or none is no choice, and there is no option. default_envs, default_methods: what
-    is taken when none is named; () for all. scales: those that differ.
+    is taken when none is named; () for all. has_paper: is the paper's scale another one than the laptop's?
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=scales, default="laptop")
+    parser.add_argument("--scale", choices=[*SCALES][: 2 + has_paper], default="laptop")
     parser.add_argument(
         "--out", type=Path, help=f"directory of the runs and the result (default: results/{name}-SCALE)"
     )

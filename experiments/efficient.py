@@ -14,7 +14,6 @@ import numpy as np
 from experiments.common import (
     ENVS,
     EVALUATED,
-    WITHOUT_PAPER,
     Members,
     Scale,
     curve,
@@ -75,4 +74,4 @@ def reached(out: Path, some: Members, value: float, unit: float) -> str:
 
 
 if __name__ == "__main__":
-    main(__doc__, "efficient", experiment, envs=ENVS, scales=WITHOUT_PAPER)
+    main(__doc__, "efficient", experiment, envs=ENVS, has_paper=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from experiments.common import WITHOUT_PAPER, Members, Scale, finals, footer, main, over_seeds, run
+from experiments.common import Members, Scale, finals, footer, main, over_seeds, run
 from experiments.reuse import training
 from fedjax_rl import config
 from fedjax_rl.config import presets
@@ -127,4 +127,4 @@ def table(by_engine: dict[str, dict[str, list[float]]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(__doc__, "engines", experiment, envs=tuple(RUNS), scales=WITHOUT_PAPER)
+    main(__doc__, "engines", experiment, envs=tuple(RUNS), has_paper=False)

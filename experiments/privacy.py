@@ -14,20 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import (
-    BANDS,
-    WITHOUT_PAPER,
-    Members,
-    Scale,
-    finals,
-    finish,
-    footer,
-    main,
-    over_all,
-    pyplot,
-    run,
-    slug,
-)
+from experiments.common import BANDS, Members, Scale, finals, finish, footer, main, over_all, pyplot, run, slug
 from fedjax_rl import config, statistics
 from fedjax_rl.config import presets
 from fedjax_rl.runs import privacy
@@ -119,4 +106,4 @@ def draw(scores: dict[str, Any], path: Path, note: str) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "privacy", experiment, methods=PARTS, envs=(), scales=WITHOUT_PAPER)
+    main(__doc__, "privacy", experiment, methods=PARTS, envs=(), has_paper=False)

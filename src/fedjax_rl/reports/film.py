@@ -68,7 +68,7 @@ def panels(run: Assembled, state: simulate.State, clients: tuple[int, ...], step
     twice = jnp.concatenate([ids, ids])
     key = simulate.stream(state.key, simulate.FILM, state.round)
     policy = make_policy(run.config, run.env.spec)
-    pictures = run.env.pictures
+    pictures = None if run.env.mjcf else run.env.pictures
     film = make_take(run.env, policy) if pictures else make_film(run.env, policy)
     one = lambda row: film(row[0], row[1], key)
     # clients of unlike kinds stand in no block here: one by one
