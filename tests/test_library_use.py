@@ -214,7 +214,7 @@ def test_the_cores_beside_a_gpu_round_nothing(tmp_path, monkeypatch):
     (tmp_path / "env.json").write_text(json.dumps(there))
     monkeypatch.setattr(provenance, "versions", lambda: dict.fromkeys(provenance.ROUNDING) | {"jax": "0.10"})
     monkeypatch.setattr(provenance, "machine", lambda: there | {"cores": 8})
-    assert provenance.moved(tmp_path / "env.json") == ""
+    assert provenance.moved([tmp_path / "env.json"]) == {}
 
 
 def test_native_physics_asks_for_the_threads_that_the_affinity_allows(monkeypatch):

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,23 @@ def machine() -> dict[str, Any]:
     return {"device": device, "device_count": jax.device_count(), "cores": cores(), "vectors": vectors()}
 
 
-def moved(env: Path) -> str:
-    """What decides rounding and is not here as where the run of that env.json began: "cores 2, here 1"; "" for nothing.
+def moved(envs: Iterable[Path]) -> dict[str, Path]:
+    """What decides rounding and is not here as where runs began, as "cores 2, here 1", with an env.json that says so.
 
-    What the file does not say, or what cannot be read, is passed over.
+    What a file does not say, or what cannot be read, is passed over.
     """
-    try:
-        then = json.loads(read_text(env))
-        now = versions() | machine()
-        names = ROUNDING + (ROUNDING_ON_CPU if now["device"] == then.get("device", "cpu") == "cpu" else ())
-        changed = [name for name in names if name in then and then[name] != now[name]]
-        return ", ".join(f"{name} {then[name]}, here {now[name]}" for name in changed)
-    except (exits.Refusal, OSError, ValueError, TypeError, AttributeError):
-        return ""
+    now = versions() | machine()
+    found: dict[str, Path] = {}
+    for env in envs:
+        try:
+            then = json.loads(read_text(env))
+            names = ROUNDING + (ROUNDING_ON_CPU if now["device"] == then.get("device", "cpu") == "cpu" else ())
+        except (exits.Refusal, OSError, ValueError, AttributeError):
+            continue
+        changed = [name for name in names if then.get(name, now[name]) != now[name]]
+        if changed:
+            found.setdefault(", ".join(f"{name} {then[name]}, here {now[name]}" for name in changed), env)
+    return found
 
 
 def versions() -> dict[str, str | None]:

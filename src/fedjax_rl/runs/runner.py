@@ -194,10 +194,9 @@ def run_group(
         for directory, config in zip(directories, configs, strict=True):
             mending.go_back(directory, config, number, reporter.warn)
         kept = models.remarks(configs[0], lambda: abstract_state(group.run).clients)
-        moved = {provenance.moved(directory / rundir.ENV): directory for directory in directories if begun}
-        for changed, directory in moved.items():
-            if changed:
-                reporter.warn(f"{directory} goes on with numbers rounded otherwise: it began with {changed}")
+        moved = provenance.moved(directory / rundir.ENV for directory in directories) if begun else {}
+        for changed, env in moved.items():
+            reporter.warn(f"{env.parent} goes on with numbers rounded otherwise: it began with {changed}")
         for line in dict.fromkeys([*(line for config in configs for line in privacy.remarks(config)), *kept]):
             reporter.say(line)
         program = compile_members(group, reporter)
