@@ -214,4 +214,4 @@ def experiment(scale: Scale, out: Path, envs: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "audit", experiment, envs=(), has_paper=False)
+    main(__doc__, "audit", experiment, envs=(), has_paper=False, has_runs=False)

@@ -359,11 +359,13 @@ def main(
     envs: tuple[str, ...] = ENVS,
     default_envs: tuple[str, ...] = (),
     has_paper: bool = True,
+    has_runs: bool = True,
 ) -> None:
     """The command line of an experiment: (scale, out, environments), and the methods where it compares some.
 
     envs: what may be chosen from; one or none is no choice, and there is no option. default_envs, default_methods: what
-    is taken when none is named; () for all. has_paper: is the paper's scale another one than the laptop's?
+    is taken when none is named; () for all. has_paper: is the paper's scale another one than the laptop's? has_runs: does
+    it train, so that there are runs to take from others and to compute side by side?
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=[*SCALES][: 2 + has_paper], default="laptop")
@@ -376,17 +378,16 @@ def main(
     if methods:
         default = default_methods or methods
         parser.add_argument("--methods", nargs="+", choices=methods, default=default, help="only these methods")
-    parser.add_argument(
-        "--reuse",
-        nargs="+",
-        type=Path,
-        default=(),
-        metavar="DIR",
-        help="other experiments' directories, or runs.tar.xz of docs/results: take their runs",
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="programs at a time, each on its share of the cores (default: 1)"
-    )
+    parser.set_defaults(reuse=(), jobs=1)
+    if has_runs:
+        parser.add_argument(
+            "--reuse",
+            nargs="+",
+            type=Path,
+            metavar="DIR",
+            help="other experiments' directories, or runs.tar.xz of docs/results: take their runs",
+        )
+        parser.add_argument("--jobs", type=int, help="programs at a time, each on its share of the cores (default: 1)")
     args = parser.parse_args()
     if not 1 <= args.jobs <= cores():
         parser.error(f"--jobs {args.jobs}: 1 to {cores()}, the cores that this process may use")

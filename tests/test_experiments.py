@@ -148,6 +148,8 @@ def test_mistakes_are_one_line_and_exit_code_2(table, tmp_path, monkeypatch, cap
     [
         (("--scale", "paper"), ("attacks", "audit", "bytes", "capability", "efficient", "engines", "privacy")),
         (("--envs", "navigation"), ("asynchrony", "attacks", "audit", "bytes", "fedpg_br", "pole_lengths", "values")),
+        (("--jobs", "1"), ("audit",)),
+        (("--reuse", "."), ("audit",)),
     ],
 )
 def test_an_option_that_would_do_nothing_is_not_there(option, names, monkeypatch, capsys):
