@@ -364,8 +364,8 @@ def main(
     """The command line of an experiment: (scale, out, environments), and the methods where it compares some.
 
     envs: what may be chosen from; one or none is no choice, and there is no option. default_envs, default_methods: what
-    is taken when none is named; () for all. has_paper: is the paper's scale another one than the laptop's? has_runs: does
-    it train, so that there are runs to take from others and to compute side by side?
+    is taken when none is named; () for all. has_paper: is the paper's scale another one than the laptop's? has_runs:
+    does it train, so that there are runs to take from others and to compute side by side?
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=[*SCALES][: 2 + has_paper], default="laptop")

@@ -199,6 +199,26 @@ def test_what_is_done_to_messages_is_done_to_those_of_a_buffer(name):
     assert len(np.unique(metrics["clock/updates"])) > 10
 
 
+def test_who_lies_is_discounted_like_the_others():
+    """All lie, and send 7s: the server moves by 7 s(age). A lie that changes nothing changes no harmonic mean."""
+    sevens = Attack(1.0, lambda messages, *_: jax.tree.map(lambda m: jnp.full_like(m, 7.0), messages))
+    simulation = asynchronous(
+        make("fedavg"), Schedule(6, 6, 1, 1), Pace("linear"), discount=Discount("polynomial", 0.5), attack=sevens
+    )
+    states, metrics = all_rounds(simulation, 12)
+    ages = np.asarray(metrics["clock/staleness_mean"])
+    assert ages.max() > 3
+    moved = np.diff(np.asarray(states.server.shared["x"])[:, 0])
+    np.testing.assert_allclose(moved, 7 / np.sqrt(1 + ages[1:]), rtol=1e-10)
+    schedule, pace = Schedule(2, 2, 50, 1, restart="abort", due="harmonic", target=3), Pace("alternate")
+    true = Attack(1.0, lambda messages, *_: messages)
+    found = [
+        all_rounds(asynchronous(make("fedavg", problem=NOISY), schedule, pace, attack=attack), 3)[0].server.shared["x"]
+        for attack in (None, true)
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 def test_lanes_change_no_number():
     pace, algorithm = Pace("linear", noise="lognormal"), make("fedavg", problem=NOISY)
     at = {}
@@ -303,6 +323,14 @@ def test_a_round_may_end_with_its_fastest():
         changes.append(np.asarray(whole.work(*rows)[0].message["x"]))
     moved = np.asarray(after.server.shared["x"]) - np.asarray(state.server.shared["x"])
     np.testing.assert_allclose(moved, np.mean(changes, axis=0), rtol=1e-12)
+
+
+def test_of_the_equally_fast_each_is_in_time_as_often():
+    simulation = federation(make("fedavg"), n=9, m=9, pace=Pace("one_slow"), wait_for=4)
+    _, metrics = all_rounds(simulation, 400)
+    heard = (~np.asarray(metrics["who/unheard"])).sum(axis=0)
+    assert heard[-1] == 0 and heard.sum() == 1600
+    assert abs(heard[:-1] - 200).max() < 5 * np.sqrt(400 / 4)
 
 
 def test_a_round_keeps_one_model_for_each_job_and_no_more():

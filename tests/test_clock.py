@@ -23,10 +23,15 @@ def scores_of(n):
     return lambda draw: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(KEY, 2), draw), (n,))
 
 
+def lots_of(n):
+    return lambda update: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(KEY, 4), update), (n,))
+
+
 def planned(schedule, speed, noise, rounds):
     """The arrivals of some rounds: (time, client, job, staleness), the lanes' rows, the last clock."""
     duration = durations(jax.random.fold_in(KEY, 3), speed, noise)
-    step = lambda clock, _: plan(schedule, duration, scores_of(schedule.num_clients), clock)
+    scores, lots = scores_of(schedule.num_clients), lots_of(schedule.num_clients)
+    step = lambda clock, _: plan(schedule, duration, scores, lots, clock)
     clock, lanes = jax.jit(lambda: jax.lax.scan(step, start(schedule, duration), length=rounds))()
     found, began, updates = [], 0, 0
     lanes = jax.tree.map(np.asarray, lanes)
@@ -51,13 +56,15 @@ def one_by_one(s, speed, noise, arrivals, key=None, scores_at=None):
         jax.jit(jax.vmap(lambda c: jax.vmap(lambda j: duration(c, j))(jnp.arange(arrivals))))(jnp.arange(s.num_clients))
     )
     scores = np.asarray(jax.jit(jax.vmap(scores_at or scores_of(s.num_clients)))(jnp.arange(arrivals + 1)))
+    lots = np.asarray(jax.jit(jax.vmap(lots_of(s.num_clients)))(jnp.arange(arrivals + 1)))
     heap, jobs, work, generation = [], [0] * s.num_clients, [None] * s.in_flight, [0] * s.in_flight
     updates, draws, waiting, buffer, found = 0, 0, [], [], []
 
     def begin(slot, client, now):
         work[slot] = client, jobs[client], updates
         generation[slot] += 1
-        heapq.heappush(heap, (now + int(table[client, jobs[client]]), slot, generation[slot]))
+        rank = -lots[updates][client] if s.restart == "abort" else slot  # of several at one time
+        heapq.heappush(heap, (now + int(table[client, jobs[client]]), rank, slot, generation[slot]))
         jobs[client] += 1
 
     def restart(slots, now):
@@ -75,7 +82,7 @@ def one_by_one(s, speed, noise, arrivals, key=None, scores_at=None):
     for slot in range(s.in_flight):
         begin(slot, slot, 0)
     while len(found) < arrivals:
-        now, slot, number = heapq.heappop(heap)
+        now, _, slot, number = heapq.heappop(heap)
         if number != generation[slot]:
             continue  # it was aborted
         client, job, version = work[slot]
@@ -126,6 +133,17 @@ def test_lanes_change_no_arrival(updates):
     found, *_ = planned(Schedule(20, 20, 1, updates), speed, "lognormal", 120 // updates)
     assert found == one_by_one(Schedule(20, 20, 1, 1), speed, "lognormal", len(found))
     assert len(found) >= 60
+
+
+@pytest.mark.parametrize("speed", ["equal", "one_slow", "alternate"])
+def test_an_update_that_aborts_hears_every_one_of_the_equally_fast(speed):
+    schedule = Schedule(12, 12, 3, 1, restart="abort")
+    found, *_ = planned(schedule, speeds(speed, 12), "none", 200)
+    assert found == one_by_one(schedule, speeds(speed, 12), "none", len(found))
+    heard = np.bincount([client for _, client, _, _ in found], minlength=12)
+    fast = heard[np.asarray(speeds(speed, 12)) == 1.0]
+    assert heard.sum() == 600 and fast.sum() == 600  # who is slower never is among the first three
+    assert abs(fast - 600 / len(fast)).max() < 5 * np.sqrt(600 / len(fast))
 
 
 def test_what_started_after_the_first_update_is_never_in_the_plan():

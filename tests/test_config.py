@@ -208,6 +208,8 @@ def test_toml_round_trips(algorithm, tmp_path):
                 values["stragglers"] = 0.0
         if CONFIGS[algorithm].refuses_critic:
             values["critic"] = "linear"
+        if CONFIGS[algorithm].refuses_loss:
+            values["aggregator"] = "mean"
         if CONFIGS[algorithm].learns_values:
             values |= {"critic": "linear", "attack": "none"}
             values |= {"policy": "table"} if algorithm == "q_avg" else LEARNS

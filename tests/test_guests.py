@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl import cli, config
+from fedjax_rl.algorithms.fedavg import fedavg
 from fedjax_rl.config import ConfigError
 from fedjax_rl.config.guests import Range, config_of
 from fedjax_rl.config.sources import environment_layer, load, to_toml
@@ -19,6 +20,7 @@ from fedjax_rl.envs import Env, EnvSpec, EnvState, make_env, tasks
 from fedjax_rl.envs.soundness import refuse_unsound
 from fedjax_rl.host import registry
 from fedjax_rl.runs import assemble, sweep
+from fedjax_rl.types import Upload
 
 PLUGIN = Path(__file__).parents[1] / "examples" / "plugin" / "src"
 FEDSIGN, WINDY = "fedjax_rl_windy.fedsign:fedsign", "fedjax_rl_windy.windy:windy"
@@ -210,6 +212,25 @@ def test_an_unsound_environment_is_refused_by_function_and_fault(message):
     with pytest.raises(ConfigError) as error:
         refuse_unsound(UNSOUND[message], "environment 'mine'")
     assert str(error.value).startswith(f"environment 'mine': {message}") and "\n" not in str(error.value)
+
+
+def test_a_guest_that_sends_several_messages_a_round_is_not_called_private(fresh):
+    def twice(problem, *, client_opt, server_opt, local_steps, inner_lr):
+        given = {"client_opt": client_opt, "server_opt": server_opt, "local_steps": local_steps, "inner_lr": inner_lr}
+        made = fedavg(problem, **given)
+
+        def again(shared, client, task, key, number):
+            return Upload(jax.tree.map(jnp.zeros_like, shared), jnp.ones(())), client
+
+        return made._replace(exchanges=(2, again))
+
+    registry.register("algorithm", twice, "twice")
+    small = {"env": "navigation", "hidden": (4,), "num_clients": 4, "clients_per_round": 2}
+    assemble.make_run(config.build("twice", small))
+    with pytest.raises(
+        ConfigError, match=r"dp_clip: not for twice: the accountant counts one message a round, .* send 3"
+    ):
+        assemble.make_run(config.build("twice", {**small, "dp_clip": 0.1, "dp_noise": 1.0}))
 
 
 def test_a_guest_is_refused_before_anything_is_written(fresh, tmp_path, capsys):

@@ -12,9 +12,9 @@ import pytest
 from fedjax_rl import config
 from fedjax_rl.cli import main
 from fedjax_rl.config import ConfigError, trust
-from fedjax_rl.federation import accountant, attacks, compress, simulate
+from fedjax_rl.federation import accountant, aggregators, attacks, compress, simulate
 from fedjax_rl.host import registry
-from fedjax_rl.runs import assemble, nan_dump, privacy, records, rundir, runner
+from fedjax_rl.runs import assemble, nan_dump, privacy, records, rundir, runner, trusting
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
 from test_train import SMALL, assert_same_run, go, resume
@@ -76,6 +76,27 @@ REFUSED = {
         "algorithm": "fedstrategy", "sharing": "none", "compress": "top_k"},
     "dp_clip = 0.1: sharing = 'fixed' sends no messages": {
         "algorithm": "fedstrategy", "sharing": "fixed", **DP},
+    "secagg_min = 8: must be at most the 3 clients of a sum": {
+        **SECURE, "wait_for": 3, "speed": "linear", "secagg_min": 8},
+    "secagg_min = 1: a sum of one message is that message": {**SECURE, "secagg_min": 1},
+    "secagg_bits = 16: a sum of one message is that message": {**SECURE, "clients_per_round": 1},
+    "secagg_bits = 16: a sum of one message is that message, and hides nothing": {**SECURE, "algorithm": "fedasync"},
+    "byzantine = 0.4: krum needs wait_for >= 5 for 1 attackers, not 3": {
+        "aggregator": "krum", "byzantine": 0.4, "wait_for": 3, "speed": "linear"},
+    "aggregator = 'median': not for scaffold: its server keeps the mean of the clients' variates": {
+        "algorithm": "scaffold", "aggregator": "median"},
+    "aggregator = 'norm_clip': not for lapg": {"algorithm": "lapg", "aggregator": "norm_clip"},
+    "aggregator = 'median': not with harmonic": {
+        "algorithm": "nigt", "harmonic": 200, "clients_per_round": 0, "buffer": 300, "aggregator": "median"},
+    "compress = 'random_k': not with aggregator = 'trimmed'": {"compress": "random_k", "aggregator": "trimmed"},
+    "compress = 'top_k': not with aggregator = 'median'": {
+        "compress": "top_k", "aggregator": "median", "feedback": "classic"},
+    "dp_clip: not with attack = 'mimic': its liars send on what they read": {**DP, "attack": "mimic"},
+    "dp_clip: not with attack = 'alie'": {**DP, "attack": "alie"},
+    "dp_quantile = 0.9: only 70% of the clients come": {**DP, "dp_quantile": 0.9, "dropout": 0.3},
+    "choose one between 0.4 and 0.6": {**DP, "dp_quantile": 0.3, "wait_for": 8, "speed": "linear"},
+    "fair: not for fedasync": {"algorithm": "fedasync", "fair": True},
+    "policy = 'table': it has no output layer": {"algorithm": "fedrep", "policy": "table", "env": "finite/random"},
     "unknown key 'dp_clip' for scaffold (it is an option of": {"algorithm": "scaffold", **DP},
     "unknown key 'compress' for independent (it is an option of": {"algorithm": "independent", "compress": "sign"},
 }  # fmt: skip
@@ -113,6 +134,28 @@ def test_every_name_that_can_be_typed_exists():
     assert all(callable(registry.find("aggregator", name)) for name in rules)
     for name in trust.COMPRESSORS[1:]:
         compress.compressor(name, ratio=0.1, bits=8, rank=2)
+
+
+def test_what_goes_together_is_not_refused():
+    config.build("fmrl", {"compress": "top_k", "feedback": "ef21", "aggregator": "median"})
+    config.build("fmrl", {**DP, "attack": "mimic", "dp_where": "local"})
+    config.build("fmrl", {**DP, "attack": "sign_flip", "dp_quantile": 0.7, "dropout": 0.3})
+
+
+def test_a_secure_sum_that_waits_for_some_is_opened_by_two_thirds_of_them():
+    waiting = config.build("fmrl", {**SECURE, "wait_for": 9, "speed": "linear"})
+    assert trusting.aggregator_of(waiting, vars(waiting)).at_least == 6
+
+
+def test_what_a_rule_withstands_reads_what_the_honest_send():
+    """A message of an honest client moves what the liars of READING send, and no other's."""
+    rows = {"x": jax.random.normal(jax.random.key(0), (8, 5))}
+    bad, key = jnp.arange(8) < 2, jax.random.key(1)
+    for name in trust.MESSAGE_ATTACKS:
+        forge = attacks.forge(name, 2.0, aggregators.mean())
+        moved = jax.tree.map(lambda x: x.at[2].multiply(9.0), rows)
+        one, other = (np.asarray(forge(m, ~bad, bad, key)["x"])[:2] for m in (rows, moved))
+        assert (name in trust.READING) == (not np.array_equal(one, other, equal_nan=True)), name
 
 
 def test_what_is_legal_but_should_be_known_is_said():

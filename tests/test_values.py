@@ -127,6 +127,27 @@ def test_a_personal_head_is_never_sent_and_has_a_rate_of_its_own():
     np.testing.assert_allclose(state.clients["kept"]["logits"], 1 - 0.75**3, rtol=1e-6)
 
 
+def test_a_personal_head_stands_still_with_its_late_client():
+    def stopping(count):
+        def update(updates, state, params=None):
+            return jax.tree.map(lambda u: jnp.where(state < count, -0.5 * u, 0.0), updates), state + 1
+
+        return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+
+    options = {"local_steps": 6, "personal": "head", "head_lr": 0.25, "sync": 100}
+    state, _, _ = after(1, client_opt=stopping(2), **options)
+    np.testing.assert_allclose(state.clients["kept"]["logits"], 1 - 0.75**2, rtol=1e-6)
+    assert state.clients["client"]["steps"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_loss_that_is_not_finite_is_not_heard(bad):
+    problem = SHOWS._replace(loss=lambda params, *_: bad * params["body"])
+    state, _, metrics = after(1, problem, local_steps=2)
+    assert metrics["comm/uploads"].tolist() == [0] and metrics["health/nonfinite_clients"].tolist() == [2]
+    assert float(state.server.shared["body"]) == 0
+
+
 def test_adam_is_optaxs_and_is_kept_where_asked():
     """Without keep = all its state begins anew in every round."""
     for keep in ("replay", "all"):

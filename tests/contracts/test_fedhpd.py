@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from contracts.quadratic import LOCAL_LR, PUBLIC_STATES, federation, make
 from fedjax_rl import config
+from fedjax_rl.algorithms.fedhpd import adam_steps
 from fedjax_rl.algorithms.parts import keep_on_client
 from fedjax_rl.config import ConfigError
 from fedjax_rl.envs import make_env
@@ -51,6 +53,20 @@ def replay(start, tasks, rounds, optimizer, distill, local_steps):
                 gradient = part.T @ (part @ x[i] - consensus) / len(part)
                 x[i] -= rate * adam(gradient * (distill == "consensus"))
     return x, (learning, distilling), np.mean([states[0] @ one for one in x], axis=0)
+
+
+def test_the_rate_falls_with_the_batch_that_is_due():
+    """A quotient that is whole may be rounded to just below, as 41 / 41 is in a compiled program."""
+    for every in (*range(1, 120), 1000):
+        move = adam_steps(optax.sgd(1.0), 0.5, every)
+        batches = jnp.asarray([every - 1, every, 2 * every - 1, 2 * every, 7 * every], jnp.float32)
+        state = optax.scale_by_adam().init(jnp.zeros(()))
+
+        def moved(number, move=move, state=state):
+            return move({"params": jnp.zeros(()), "adam": state, "batches": number}, jnp.ones(()), "adam")["params"]
+
+        halved = np.round(-np.log2(-np.asarray(jax.jit(jax.vmap(moved))(batches)))).astype(int)
+        assert halved.tolist() == [0, 1, 1, 2, 7], every
 
 
 @pytest.mark.parametrize("optimizer", ["own", "shared"])

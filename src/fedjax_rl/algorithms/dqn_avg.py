@@ -122,12 +122,13 @@ def dqn_avg(
 
 
 def _head_apart(opt: optax.GradientTransformation, rate: Array | float) -> optax.GradientTransformation:
-    """`opt`, but plain steps of another rate on the head."""
+    """`opt`, but plain steps of another rate on the head, which stands still where `opt` does (who is late)."""
 
     def update(direction: Tree, state: Tree, params: Params | None = None) -> tuple[Tree, Tree]:
         updates, state = opt.update(direction, state, params)
         head = trees.where_path(lambda names: bool(names & set(HEAD)), direction)
-        return trees.merge(jax.tree.map(lambda d: -rate * d, head), updates), state
+        moves = optax.tree.norm(updates) != 0
+        return trees.merge(jax.tree.map(lambda d: jnp.where(moves, -rate * d, 0.0), head), updates), state
 
     return optax.GradientTransformation(opt.init, update)
 

@@ -101,7 +101,8 @@ def adam_steps(client_opt: optax.GradientTransformation, lr_decay: Any, lr_decay
     def move(client: Client, gradient: Params, slot: str) -> Client:
         params = client["params"]
         direction, state = adam.update(gradient, client[slot])
-        shrunk = lr_decay ** jnp.floor(client["batches"] / lr_decay_every)
+        # half a batch more: a quotient that is whole may be rounded to just below
+        shrunk = lr_decay ** jnp.floor((client["batches"] + 0.5) / lr_decay_every)
         updates, _ = client_opt.update(jax.tree.map(lambda d: shrunk * d, direction), client_opt.init(params), params)
         return {**client, "params": optax.apply_updates(params, updates), slot: state}
 

@@ -28,7 +28,9 @@ def fedpg_br(
 
     D is of theta_n. What makes its gradient at theta_0 one of theta_0's is the importance weight pi_0 / pi_n, which L
     itself has: with the surrogate "ratio" (and a clip that does not bind) each step has its own, which is what the
-    authors' code does; with "dice" it is the product up to the step; with "log" there is none, and v_n is biased.
+    authors' code does; with "dice" it is the product up to the step; with "log" there is none. v_n is biased: an
+    advantage looks at later rewards, which theta_n's policy earns, and no weight reaches that far ("ratio" does not
+    know how theta_n came to the state either). Terms of entropy and of a critic have no weight at all.
     Steps end early, before the one that sees a mean ratio pi_0 / pi_n outside 1 +- `ratio_tolerance`. v_0 is mu
     and is taken without episodes. Which gradients mu is made of is the aggregator's: the paper's filter is `fedpg_br`.
 

@@ -22,7 +22,8 @@ def per_fedavg(
     """FMRL without reuse: `local_steps` times D0 ~ theta, D1 ~ theta - inner_lr grad L(theta; D0), one local step.
 
     A step of `client_opt` follows the gradient of theta -> L(theta - inner_lr grad L(theta; D0); D1). Uploads
-    theta_T - theta_k. A client samples 2 `local_steps` batches a round.
+    theta_T - theta_k. A client samples 2 `local_steps` batches a round. Departure: the Hessian is that of D0, where the
+    paper's has a third batch.
 
     Source: Fallah, Mokhtari, Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic
     Meta-Learning Approach", NeurIPS 2020, Algorithm 1. Arguments as for `fmrl`.

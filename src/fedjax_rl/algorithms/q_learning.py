@@ -72,8 +72,8 @@ def q_learning(
         params = optax.apply_updates(learned.params, updates)
         is_due = jnp.asarray(False) if is_still else (number + 1) % sync == 0
         target = trees.select(is_due, params, learned.target)
-        # where `opt` stands still, as that of a client which is late, nothing is learned either
-        is_step = is_enough & (optax.tree.norm(updates) > 0)
+        # where `opt` stands still, as that of a client which is late, nothing is learned either; NaN is not 0
+        is_step = is_enough & (optax.tree.norm(updates) != 0)
         return trees.select(is_step, Learned(params, target, moments, opt_state, learned.steps + 1), learned)
 
     def work(begun: Work, task: Task, key: Key) -> Work:

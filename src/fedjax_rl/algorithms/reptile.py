@@ -20,8 +20,8 @@ def reptile(
 ) -> Algorithm:
     """`local_steps` times D ~ theta and a step of `client_opt` on L(theta; D); uploads theta_T - theta_k.
 
-    Each step has fresh episodes (on one reused batch it would be FedAvg). As published, the local rate is that of the
-    adaptation.
+    Each step has fresh episodes (on one reused batch it would be FedAvg). As published, one rate serves the local steps
+    and the adaptation: the presets set both to the same.
 
     Source: Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", arXiv:1803.02999, 2018, Algorithm 1.
     Other arguments as for `fedavg`.

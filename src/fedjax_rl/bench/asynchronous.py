@@ -1,5 +1,6 @@
 """P12: a client's job in an asynchronous federation, beside one in a synchronous round; and what the plan costs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedjax_rl.federation import clock, plan, simulate
 from fedjax_rl.federation.times import durations
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.runs import assemble, loop, timing
+from fedjax_rl.types import Array
 
 SIZES, EPISODES, ROUNDS = (8, 40, 200), 10, 5
 COHORT = 40  # clients of a synchronous round, at most
@@ -78,8 +80,12 @@ def plans(config: Config) -> Callable[[], Any]:
     schedule, key = timing.schedule_of(config), root_key(0)
     pace = timing.pace_of(vars(config))
     duration = durations(simulate.stream(key, simulate.DELAY), pace.speeds(key, config.num_clients), pace.noise)
-    scores = lambda draw: jax.random.uniform(simulate.stream(key, simulate.SELECT, draw), (config.num_clients,))
-    step = jax.jit(lambda now: plan.plan(schedule, duration, scores, now))
+
+    def drawn(name: int, number: Array) -> Array:
+        return jax.random.uniform(simulate.stream(key, name, number), (config.num_clients,))
+
+    scores, lots = (functools.partial(drawn, name) for name in (simulate.SELECT, simulate.TIES))
+    step = jax.jit(lambda now: plan.plan(schedule, duration, scores, lots, now))
     at = [jax.jit(lambda: clock.start(schedule, duration))()]
 
     def call() -> Any:

@@ -83,6 +83,11 @@ class FedRepConfig(ChangeConfig):
     algorithm: ClassVar[str] = "fedrep"
     head_steps: int = number(5, 1, 10_000)  # local steps on the head, before those on the body
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy == "table":
+            raise ConfigError("policy = 'table': it has no output layer, so that no client would have a head; take mlp")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DittoConfig(ChangeConfig):

@@ -71,6 +71,8 @@ def _refuse_async(config: Any) -> None:
             f"clients_per_round = {lanes}: with restart = 'abort' an update begins all anew, so no more than "
             f"buffer = {size} arrivals are ever computed together; take {size} or 0"
         )
+    if config.fair and config.algorithm == "fedasync":
+        raise ConfigError("fair: not for fedasync: a factor above 1 on its models would overshoot them; leave it out")
     for factor, nothing in (("staleness", "constant"), ("fair", False)):
         if config.refuses_loss and getattr(config, factor) != nothing:
             why = f"{config.refuses_loss}, so every message counts as it was sent"

@@ -13,6 +13,7 @@ COMPRESSORS = ("none", "top_k", "random_k", "quantise", "sign", "low_rank", "top
 MESSAGE_ATTACKS = (
     "sign_flip boost zero noise nan alie ipm min_max min_sum mimic adaptive_alie adaptive_ipm"
 ).split()  # fmt: skip
+READING = MESSAGE_ATTACKS[MESSAGE_ATTACKS.index("alie") :]  # what a liar sends follows from what the honest send
 WORLD_ATTACKS = ("reward_flip", "reward_noise", "action_random", "action_zero", "obs_noise")
 # The clients that a rule needs to withstand f malicious ones.
 NEEDS = {
@@ -33,6 +34,9 @@ SILENT = {
     "fedstrategy": ("sharing", ("none", "fixed")),
     "dqn_avg": ("aggregate", ("none",)),
 }
+# Rules that decide on each coordinate by itself, and compressors that leave most coordinates out.
+BY_COORDINATE = ("median", "trimmed", "meamed", "bulyan")
+SPARSE = ("top_k", "random_k", "top_k+quantise")
 # Rules to which all clients that were heard are alike: they do not look at weights.
 BY_COUNT: tuple[str, ...] = ("median", "trimmed", "krum", "multi_krum", "bulyan", "meamed", "fedpg_br")
 BY_COUNT += tuple(rule for rule in NEEDS if rule.startswith("nnm+"))
@@ -50,13 +54,17 @@ def is_central(config: Any) -> bool:
 
 def together(config: Any) -> int:
     """How many messages the server combines, in the mean: of a round, or of a buffer."""
-    return config.clients_per_round if config.schedule == "sync" else config.buffer or config.clients_per_round or 1
+    if config.schedule == "sync":
+        return config.wait_for or config.clients_per_round
+    return config.buffer or config.clients_per_round or 1
 
 
 def at_most_together(config: Any) -> int:
-    """How many messages the server combines at most."""
-    n, m = config.num_clients, together(config)
-    if config.schedule == "async" or config.selection != "poisson":
+    """How many clients take part in a sum at most, heard or not."""
+    if config.schedule == "async":
+        return together(config)
+    n, m = config.num_clients, config.clients_per_round
+    if config.selection != "poisson":
         return m
     # as `accountant.capacity`, which this room does not see; a test holds them together
     return min(n, math.ceil(m + 3 * math.sqrt(m * (1 - m / n))))
@@ -102,9 +110,19 @@ def _refuse_silent(config: Any) -> None:
 
 def _refuse_rule(config: Any) -> None:
     rule, n = config.aggregator, together(config)
+    if rule != "mean" and config.refuses_loss:
+        raise ConfigError(
+            f"aggregator = {rule!r}: not for {config.algorithm}: {config.refuses_loss}, and what a rule leaves out is "
+            "missing there; set aggregator = 'mean'"
+        )
+    if rule in BY_COUNT and config.harmonic:
+        raise ConfigError(
+            f"aggregator = {rule!r}: not with harmonic, which weighs messages, and to this rule all weigh the same; "
+            "take geomed, centered_clip or norm_clip, or set harmonic = 0"
+        )
     f = malicious(config.byzantine, n)
     if rule in NEEDS and f and n < NEEDS[rule](f):
-        name = "clients_per_round" if config.schedule == "sync" else "buffer"
+        name = "buffer" if config.schedule == "async" else "wait_for" if config.wait_for else "clients_per_round"
         raise ConfigError(
             f"byzantine = {config.byzantine}: {rule} needs {name} >= {NEEDS[rule](f)} for {f} attackers, not {n}; "
             f"lower byzantine or raise {name}"
@@ -119,12 +137,18 @@ def malicious(share: float, count: int) -> int:
 def _refuse_compression(config: Any) -> None:
     if getattr(config, "downlink_bits", 0) == 1:
         raise ConfigError("downlink_bits = 1: must be 0 (off) or 2 to 16; choose 2")
-    if getattr(config, "compress", "none") == "none" and getattr(config, "feedback", "auto") != "auto":
+    compress = getattr(config, "compress", "none")
+    if compress == "none" and getattr(config, "feedback", "auto") != "auto":
         raise ConfigError(f"feedback = {config.feedback!r}: nothing is compressed; choose a compress, or leave it")
+    if compress in SPARSE and config.aggregator in BY_COORDINATE and config.feedback != "ef21":
+        raise ConfigError(
+            f"compress = {compress!r}: not with aggregator = {config.aggregator!r}: of most coordinates most clients "
+            "send 0, and this rule takes 0 for them all; choose quantise, feedback = 'ef21', or geomed"
+        )
 
 
 def _refuse_secure_sum(config: Any) -> None:
-    bits, most = config.secagg_bits, at_most_together(config)
+    bits, most, heard = config.secagg_bits, at_most_together(config), config.wait_for or at_most_together(config)
     if not bits:
         for name in ("secagg_range", "secagg_min"):
             if getattr(config, name):
@@ -166,8 +190,14 @@ def _refuse_secure_sum(config: Any) -> None:
             f"secagg_bits: with harmonic a buffer of {config.buffer} is seldom two thirds full, and of fewer no sum is "
             "opened; set secagg_min"
         )
-    if config.secagg_min > most:
-        raise ConfigError(f"secagg_min = {config.secagg_min}: must be at most the {most} clients of a sum")
+    if config.secagg_min > heard:
+        raise ConfigError(f"secagg_min = {config.secagg_min}: must be at most the {heard} clients of a sum")
+    if together(config) == 1 or config.secagg_min == 1:
+        what = "secagg_min" if config.secagg_min == 1 else "secagg_bits"
+        raise ConfigError(
+            f"{what} = {getattr(config, what)}: a sum of one message is that message, and hides nothing; sums need two "
+            "clients or more (clients_per_round, wait_for, buffer, secagg_min)"
+        )
 
 
 def _refuse_privacy(config: Any) -> None:
@@ -200,6 +230,11 @@ def _misfits_local(config: Any) -> Iterator[str]:
 
 
 def _misfits_central(config: Any) -> Iterator[str]:
+    if config.attack in READING:
+        yield (
+            f"dp_clip: not with attack = {config.attack!r}: its liars send on what they read of the honest, so that "
+            "one client moves the sum by more than dp_clip; take sign_flip, or dp_where = 'local'"
+        )
     if config.aggregator != "mean":
         yield (
             f"dp_clip: not with aggregator = {config.aggregator!r}: its sensitivity is not bounded by "
@@ -218,6 +253,13 @@ def _misfits_central(config: Any) -> Iterator[str]:
         yield f"dp_quantile = {config.dp_quantile}: not with dp_population, whose clients have no norms; set it to 0"
     if config.selection == "poisson" and config.kinds:
         yield "selection = 'poisson': not with kinds, which stand in fixed blocks"
+    share = (config.wait_for / config.clients_per_round if config.wait_for else 1.0) * (1.0 - config.dropout)
+    low, high = 0.5 - share / 2, 0.5 + share / 2
+    if config.dp_quantile and not low < config.dp_quantile < high:
+        yield (
+            f"dp_quantile = {config.dp_quantile}: only {share:.0%} of the clients come, and the others count as half "
+            f"above and half below the clip, which would run away; choose one between {low:g} and {high:g}"
+        )
     sigma = config.clients_per_round / 20  # of the noisy count below the clip, as in `private`
     if config.dp_quantile and config.dp_noise >= 2 * sigma:
         yield (

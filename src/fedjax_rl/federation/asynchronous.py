@@ -11,7 +11,7 @@ from fedjax_rl import trees
 from fedjax_rl.federation import clock as clocks
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.clock import Clock, Schedule
-from fedjax_rl.federation.exchange import PLAIN, Exchange, Keys, Wires
+from fedjax_rl.federation.exchange import PLAIN, Exchange, Factors, Keys, Wires
 from fedjax_rl.federation.metrics import Work, of_round, sent_once
 from fedjax_rl.federation.plan import Lanes, plan, shown_of
 from fedjax_rl.federation.simulate import (
@@ -24,6 +24,7 @@ from fedjax_rl.federation.simulate import (
     SELECT,
     SERVER,
     SPEED,
+    TIES,
     UPDATE,
     Simulation,
     State,
@@ -35,7 +36,7 @@ from fedjax_rl.federation.staleness import CONSTANT, Discount
 from fedjax_rl.federation.times import EQUAL, LONGEST, TICKS, Duration, Pace, durations
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.numerics import root_key
-from fedjax_rl.types import HEALTH, Aggregator, Algorithm, Array, Attack, Key, Metrics, Server, Tree, Upload
+from fedjax_rl.types import HEALTH, Aggregator, Algorithm, Array, Attack, Key, Metrics, Server, Tree
 
 
 def make_async_simulation(
@@ -132,10 +133,11 @@ class _Federation(NamedTuple):
         """The clock after the round, and its lanes. Those without an arrival repeat the first one."""
         duration, pause = self.times(state.key, state.server, self.message(state))
 
-        def scores(draw: Array) -> Array:
-            return jax.random.uniform(stream(state.key, SELECT, draw), (self.exchange.num_clients,))
+        def drawn(name: int, number: Array) -> Array:
+            return jax.random.uniform(stream(state.key, name, number), (self.exchange.num_clients,))
 
-        clock, lanes = plan(self.schedule, duration, scores, state.clock, pause)
+        scores, lots = (functools.partial(drawn, name) for name in (SELECT, TIES))
+        clock, lanes = plan(self.schedule, duration, scores, lots, state.clock, pause)
         first = jnp.where(lanes.valid, jnp.arange(lanes.valid.size), 0)
         slot, client, job, fresh = trees.take((lanes.slot, lanes.client, lanes.job, lanes.fresh), first)
         return clock, lanes._replace(slot=slot, client=client, job=job, fresh=fresh)
@@ -166,9 +168,9 @@ class _Federation(NamedTuple):
         ages = state.clock.updates + jnp.cumsum(lanes.due) - lanes.due - lanes.version
         present = jax.vmap(jax.random.uniform)(per_job(state.key, DROPOUT, lanes)) >= self.dropout
         malicious = self.malicious(state, lanes.client)
-        weighted = self.weighted(state, lanes, upload, ages)
+        factors = self.factors(state, lanes, ages)
         server, aggregated, sent, (kept, heard, finite), shown = self.updated(
-            state, lanes, (weighted, new), rows[1], present, malicious, ages
+            state, lanes, (upload, new), rows[1], present, malicious, ages, factors
         )
         begun = (clock.job != state.clock.job) | (clock.client != state.clock.client)
         versions = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state.server.shared, sent)
@@ -192,17 +194,14 @@ class _Federation(NamedTuple):
             snapshots=trees.select(begun, newest, state.snapshots),
         ), metrics | shown_of(self.schedule, clock, lanes, ages)
 
-    def weighted(self, state: State, lanes: Lanes, upload: Upload, ages: Array) -> Upload:
-        """Messages times their factors; under "harmonic" a client's messages weigh as much as one."""
-        message, weight = upload
+    def factors(self, state: State, lanes: Lanes, ages: Array) -> Factors:
+        """What messages are multiplied by; under "harmonic" a client's messages weigh as much as one."""
         arrivals = state.clock.arrivals + 1 + jnp.arange(ages.size)
-        factors = self.discount.factors(ages.astype(float), lanes.job + 1.0, arrivals / self.exchange.num_clients)
-        if factors is not None:
-            message = jax.tree.map(lambda m: m * factors.astype(m.dtype).reshape(-1, *(1,) * (m.ndim - 1)), message)
-        if self.schedule.due == "harmonic":
-            arrived = jnp.zeros(self.exchange.num_clients, int).at[lanes.client].add(lanes.valid)
-            weight = weight / jnp.maximum(arrived[lanes.client], 1)
-        return Upload(message, weight)
+        of_message = self.discount.factors(ages.astype(float), lanes.job + 1.0, arrivals / self.exchange.num_clients)
+        if self.schedule.due != "harmonic":
+            return Factors(of_message)
+        arrived = jnp.zeros(self.exchange.num_clients, int).at[lanes.client].add(lanes.valid)
+        return Factors(of_message, jnp.maximum(arrived[lanes.client], 1))
 
     def updated(
         self,
@@ -213,6 +212,7 @@ class _Federation(NamedTuple):
         present: Array,
         malicious: Array | None,
         ages: Array,
+        factors: Factors,
     ) -> tuple[Server, Tree, Tree, tuple, Metrics]:
         """The updates of a round, one for every K lanes.
 
@@ -223,10 +223,11 @@ class _Federation(NamedTuple):
 
         def update(carry: tuple[Server, Tree, Array], group: tuple) -> tuple[tuple, tuple]:
             server, aggregated, number = carry
-            results, old, lanes, present, malicious, ages = group
+            results, old, lanes, present, malicious, ages, factors = group
             keys = Keys(*[stream(state.key, name, number) for name in (AGGREGATE, SERVER, ATTACK)])
             harmful = None if malicious is None else malicious & lanes.valid
-            done = self.exchange.absorb(results, old, present & lanes.valid, server, aggregated, keys, harmful, ages)
+            arrived = present & lanes.valid
+            done = self.exchange.absorb(results, old, arrived, server, aggregated, keys, harmful, ages, factors)
             due = lanes.due.any()
             server, aggregated = trees.select(due, (done.server, done.aggregator), (server, aggregated))
             rows = (done.own, done.heard, done.finite)
@@ -234,7 +235,7 @@ class _Federation(NamedTuple):
 
         shape = (self.schedule.updates, self.schedule.buffer)
         groups = jax.tree.map(
-            lambda x: x.reshape(*shape, *x.shape[1:]), (results, old, lanes, present, malicious, ages)
+            lambda x: x.reshape(*shape, *x.shape[1:]), (results, old, lanes, present, malicious, ages, factors)
         )
         first = (state.server, state.aggregator, state.clock.updates)
         (server, aggregated, _), (sent, done, shown, due) = jax.lax.scan(update, first, groups)

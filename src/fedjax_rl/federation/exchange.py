@@ -66,6 +66,21 @@ class Keys(NamedTuple):
     attack: Key
 
 
+class Factors(NamedTuple):
+    """What the server makes of messages before their sum, [M] each; None for nothing.
+
+    Attributes:
+      message: what a message is multiplied by.
+      shares: among how many messages the weight of a client is divided.
+    """
+
+    message: Array | None = None
+    shares: Array | None = None
+
+
+NO_FACTORS = Factors()
+
+
 class Exchange(NamedTuple):
     """What the exchanges of a federation have in common."""
 
@@ -129,6 +144,7 @@ class Exchange(NamedTuple):
         keys: Keys,
         malicious: Array | None = None,
         ages: Array | None = None,
+        factors: Factors = NO_FACTORS,
     ) -> Absorbed:
         """What the server makes of an exchange.
 
@@ -141,6 +157,7 @@ class Exchange(NamedTuple):
           keys: of the exchange.
           malicious: [M] bool, who does harm. Who forges messages always arrives, with weight 1.
           ages: [M] of the messages, in updates of the server; None for 0.
+          factors: of the messages, those that are forged among them.
         """
         (messages, weights), new = results
         finite = jax.vmap(trees.all_finite)((messages, weights, new[0]))
@@ -157,6 +174,7 @@ class Exchange(NamedTuple):
             heard = honest | (malicious & finite)
             weights = jnp.where(heard, jnp.where(malicious, 1.0, weights), 0.0)
             messages = trees.select(heard, messages, jax.tree.map(jnp.zeros_like, messages))
+        messages, weights = _counted(messages, weights, factors)
         combined, aggregated = self.aggregator.update(messages, weights, state, keys.aggregate)
         least = self.aggregator.at_least
         # where it shall not be seen who was heard, it is as if all had been
@@ -201,6 +219,13 @@ class Exchange(NamedTuple):
         (server, state, own), finite = jax.lax.scan(one, (done.server, done.aggregator, done.own), numbers)
         still = done.finite & (finite.all(axis=0) | ~done.enough)
         return done._replace(server=server, aggregator=state, own=own, finite=still)
+
+
+def _counted(messages: Message, weights: Array, factors: Factors) -> tuple[Message, Array]:
+    """Messages [M, ...] and weights [M] as they count."""
+    if (by := factors.message) is not None:
+        messages = jax.tree.map(lambda m: m * by.astype(m.dtype).reshape(-1, *(1,) * (m.ndim - 1)), messages)
+    return messages, weights if factors.shares is None else weights / factors.shares
 
 
 def _distance(combined: Message, messages: Message, weights: Array) -> Array:

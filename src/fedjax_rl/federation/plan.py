@@ -37,7 +37,7 @@ class Lanes(NamedTuple):
     time: Array
 
 
-Scores = Callable[[Array], Array]  # (number of the draw) -> [N], of which the highest idle ones are taken
+Scores = Callable[[Array], Array]  # (number of the draw) -> [N], of which the highest are taken
 
 
 def _restarted(schedule: Schedule, duration: Duration, scores: Scores, clock: Clock, slots: Array, now: Array) -> Clock:
@@ -72,6 +72,17 @@ class _Planning(NamedTuple):
     later: Array
     counts: Array
     size: Array
+
+
+def _first(schedule: Schedule, lots: Scores, clock: Clock) -> Array:
+    """The slot that arrives next. Of several at one time the lowest, and the others after it.
+
+    Where an update begins all jobs anew, the others would not arrive, and the last never. There it is drawn.
+    """
+    if schedule.restart != "abort":
+        return jnp.argmin(clock.finish)
+    is_first = clock.finish == clock.finish.min()
+    return jnp.argmax(jnp.where(is_first, lots(clock.updates)[clock.client], -1.0))
 
 
 def _is_due(schedule: Schedule, counts: Array, size: Array) -> tuple[Array, Array]:
@@ -118,7 +129,7 @@ def _after(
 
 
 def plan(
-    schedule: Schedule, duration: Duration, scores: Scores, clock: Clock, pause: Array | int = 0
+    schedule: Schedule, duration: Duration, scores: Scores, lots: Scores, clock: Clock, pause: Array | int = 0
 ) -> tuple[Clock, Lanes]:
     """The next arrivals that can be computed together: of whole buffers, at least one, at most `updates`.
 
@@ -128,7 +139,8 @@ def plan(
     Args:
       schedule: the rules.
       duration: of a job.
-      scores: of a draw.
+      scores: of a draw of idle clients.
+      lots: of an update: who of several at one time is the first.
       clock: now.
       pause: ticks that every update takes in which nobody works; for "abort", where all wait for the update anyway.
 
@@ -137,7 +149,7 @@ def plan(
     """
 
     def lane(at: _Planning, _: None) -> tuple[_Planning, tuple[Lanes, Array]]:
-        slot = jnp.argmin(at.clock.finish)  # of several at one time, the lowest slot
+        slot = _first(schedule, lots, at.clock)
         valid = at.is_open & ~at.later[slot] & (at.clock.finish[slot] < FAR)
         new, due, capped = _after(schedule, duration, scores, pause, at, slot)
         row = Lanes(

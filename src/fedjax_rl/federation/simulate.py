@@ -27,7 +27,7 @@ from fedjax_rl.types import (
 
 # One root key; what a number is for is its stream. Never renumber: a run's draws depend on it.
 INIT, TASKS, INIT_CLIENTS, SELECT, UPDATE, AGGREGATE, SERVER, NEW_TASKS, NEW_CLIENTS, EVALUATE = range(10)
-FILM, DROPOUT, EVALUATE_NEW, SPEED, DELAY, MALICIOUS, ATTACK, DOWNLINK = range(10, 18)
+FILM, DROPOUT, EVALUATE_NEW, SPEED, DELAY, MALICIOUS, ATTACK, DOWNLINK, TIES = range(10, 19)
 
 
 class State(NamedTuple):
@@ -221,7 +221,7 @@ def lasting(
     """(Who of a cohort [M] is in time, ticks that the round lasts).
 
     A round lasts as long as its slowest; who sends nothing has no way up. With `wait_for` m, only the m fastest are in
-    time, as if all of them sent, and the round ends with the m-th.
+    time, as if all of them sent, and the round ends with the m-th. Who of several at one time is in time is drawn.
     """
     num_clients = len(jax.tree.leaves(state.tasks)[0])
     speeds = pace.speeds(stream(state.key, SPEED), num_clients)
@@ -229,7 +229,8 @@ def lasting(
     key, job = stream(state.key, DELAY), jnp.broadcast_to(state.round, ids.shape)
     both = durations(key, speeds, pace.noise, down + up)(ids, job)
     if wait_for:
-        order = jnp.argsort(both)  # stable: of several at one time, the first
+        lots = jax.vmap(jax.random.uniform)(per_client(stream(state.key, TIES, state.round), ids))
+        order = jnp.lexsort((lots, both))
         return jnp.zeros(ids.shape, bool).at[order[:wait_for]].set(True), both[order[wait_for - 1]]
     one_way = durations(key, speeds, pace.noise, down)(ids, job)
     return jnp.ones(ids.shape, bool), jnp.where(chosen, jnp.where(weights > 0, both, one_way), 0).max()

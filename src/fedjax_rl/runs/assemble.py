@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from fedjax_rl.algorithms.parts import keep_on_client, with_stragglers
 from fedjax_rl.config import Config, ConfigError
+from fedjax_rl.config.trust import is_private
 from fedjax_rl.envs import Env, make_env, platform
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.asynchronous import make_async_simulation
@@ -76,6 +77,11 @@ def make_run(config: Config, values: Mapping[str, Array | float] | None = None, 
 
 def _make_simulation(config: Config, of: Mapping[str, Any], env: Env, algorithm: Algorithm) -> Simulation:
     """The federation of a configuration, on its schedule."""
+    if algorithm.exchanges is not None and is_private(config):
+        raise ConfigError(
+            f"dp_clip: not for {config.algorithm}: the accountant counts one message a round, and its clients send "
+            f"{1 + algorithm.exchanges[0]}; set dp_clip = 0"
+        )
     pace = pace_of(of)
     aggregator = trusting.aggregator_of(config, of)
     common: dict[str, Any] = {
