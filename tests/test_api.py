@@ -20,6 +20,7 @@ import fedjax_rl as fr
 from fedjax_rl import cli, testing
 from fedjax_rl.algorithms.fedavg import fedavg
 from fedjax_rl.envs.navigation import navigation
+from fedjax_rl.host import registry
 
 SMALL = {"preset": "tiny", "hidden": [4], "new_clients": 2, "adapt_steps": 1, "quiet": True}
 ARGV = "--env navigation --preset tiny --hidden 4 --new-clients 2 --adapt-steps 1 --quiet".split()
@@ -107,7 +108,10 @@ def test_mistakes_are_named(run):
         ({"grid": {"client_batch": [1, 2]}}, "grid: 'client_batch' cannot be swept"),
         ({"grid": {"server_lr": []}}, "grid: server_lr has no values"),
         ({"grid": {"server_lr": np.array([])}}, "grid: server_lr has no values"),
+        ({"grid": {"server_lr": 0.1}}, r"grid: server_lr = 0.1: must be a list of values, such as \[0.1\]"),
+        ({"grid": {"server": "sgd"}}, "grid: server = 'sgd': must be a list of values"),
         ({"seeds": []}, "seeds: give one or more"),
+        ({"seeds": 2}, r"seeds = 2: must be several, such as range\(2\)"),
         ({"halvings": 21}, "--halvings 21: must be an integer, 0 to 20"),
         ({"halvings": 1.0}, "--halvings 1.0: must be an integer, 0 to 20"),
     ):
@@ -119,8 +123,28 @@ def test_mistakes_are_named(run):
         run.evaluate(adapt_steps=-1)
     with pytest.raises(fr.ConfigError, match="not a run directory"):
         fr.load(run.path / "ckpt")
-    with pytest.raises(fr.NoCheckpoint):
+    with pytest.raises(fr.ConfigError, match=rf"holds runs and is none: name one of them, such as {run.path}"):
+        fr.load(run.path.parent)
+    with pytest.raises(fr.NoCheckpoint, match=r"no checkpoint of round 77 in .*; there are those of .*2"):
         run.state(step=77)
+
+
+def test_a_run_in_what_a_program_had_registered_is_read_everywhere_and_goes_on_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_REGISTERED", {kind: {} for kind in registry.OWN})
+    monkeypatch.setattr(registry, "_OF_RUNS", set())
+    fr.register_environment(navigation, "my_walk")
+    run = fr.train("fmrl", "my_walk", out=tmp_path / "run", **SMALL)
+    monkeypatch.setattr(registry, "_REGISTERED", {kind: {} for kind in registry.OWN})  # another program
+    for argv in (["ls", str(tmp_path)], ["show", str(run.path)], ["report", str(run.path)]):
+        assert cli.main(argv) == 0
+        assert "my_walk" in capsys.readouterr().out or argv[0] == "report"
+    for command in ("eval", "resume"):
+        assert cli.main([command, str(run.path), *(["--rounds", "3"] if command == "resume" else [])]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "environment 'my_walk' was registered by the program that began the run" in said
+    monkeypatch.setattr(registry, "_OF_RUNS", set())
+    assert cli.main(["train", "--env", "my_walk"]) == 2  # a name that no run has is unknown as before
+    assert "env = 'my_walk': must be one of" in capsys.readouterr().err
 
 
 def test_a_sweep_gives_its_rows(tmp_path):

@@ -38,6 +38,7 @@ def call(capsys, *argv):
         ("train --rounds abc", "--rounds: 'abc' is not an integer"),
         ("train --local-lr abc", "--local-lr: 'abc' is not a number"),
         ("train --hidden 64,64", "--hidden 64,64: not of its kind"),
+        ("train --hidden 64 abc", "--hidden 64 abc: not of its kind"),
         ("eval missing --adapt-steps two", "--adapt-steps two: not of its kind"),
         ("train --rounds", "--rounds"),
         ("train --rounds 0", "rounds = 0: must be an integer"),

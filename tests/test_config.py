@@ -216,6 +216,8 @@ def test_toml_round_trips(algorithm, tmp_path):
         if algorithm == "fedstrategy":
             values |= {"critic": "none", "reduction": "mean", "client_episodes": (1,), "client_steps": ()}
             values |= {"sharing": "map"}
+        if algorithm == "fedrep":
+            values["policy"] = "mlp"
         if algorithm == "npg_admm":
             values |= {"clients_per_round": values["num_clients"], "dropout": 0.0}
         made = config.build(algorithm, values)

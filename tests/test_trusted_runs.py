@@ -164,6 +164,15 @@ def test_what_is_legal_but_should_be_known_is_said():
     assert "weights" not in said(aggregator="geomed", stragglers=0.2)
     assert "server = 'adam'" in said(**DP) and "divided by clients_per_round" in said(**DP, dropout=0.1, server="sgd")
     assert not trust.notices(config.build("fmrl", {}))
+    few = {"num_clients": 8, "clients_per_round": 4}
+    assert "byzantine = 0.2 of 4 messages is not one" in said(aggregator="trimmed", **few)
+    assert "is not one" not in said(aggregator="trimmed", byzantine=0.25, **few)
+    assert "is not one" not in said(aggregator="median", **few)
+    idle = {"attack_share": 0.5, "attack_strength": 2.0, "byzantine": 0.3, "compress_ratio": 0.1, "speed_ratio": 9.0}
+    used = {"attack": "ipm", "aggregator": "trimmed", "compress": "quantise", "speed": "linear"}
+    for key, value in idle.items():
+        assert f"{key} = {value}: does nothing with" in said(**{key: value})
+    assert "does nothing" not in said(**idle, **used)
 
 
 def test_what_a_cohort_of_fixed_size_costs_is_said():

@@ -1,6 +1,6 @@
 """New runs, and runs by their directories."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,12 @@ def sweep(
     for key, swept in (grid or {}).items():
         if key not in legal:
             raise ConfigError(f"grid: {key!r} cannot be swept{configuration.nearest(key, legal)}")
+        if isinstance(swept, str) or not isinstance(swept, Collection):
+            raise ConfigError(f"grid: {key} = {swept!r}: must be a list of values, such as [{swept!r}]")
         if len(swept) == 0:
             raise ConfigError(f"grid: {key} has no values; give one or more")
+    if isinstance(seeds, int):
+        raise ConfigError(f"seeds = {seeds}: must be several, such as range({seeds}) or [{seeds}]")
     if not (numbers := list(seeds)):
         raise ConfigError("seeds: give one or more, such as range(3)")
     named = sweeps.members(config, grid or {}, numbers, directory, halvings)

@@ -183,9 +183,10 @@ def _one_line(box: str) -> str:
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     paragraphs = re.split(r"\s*[─-]{5,}\s*", " ".join(lines).strip())
     body = next((paragraph for paragraph in paragraphs if paragraph), "")
-    unread = re.match(r"Error parsing (--\S+): .*?(?:instantiated from|for arguments:) \['(.*?)'", body)
+    unread = re.match(r"Error parsing (--\S+): .*?(?:instantiated from|for arguments:) \['(.*?)'\]", body)
     if unread:
-        return f"{unread[1]} {unread[2]}: not of its kind; see --help (a list's numbers are separated by spaces)"
+        typed = " ".join(unread[2].split("', '"))
+        return f"{unread[1]} {typed}: not of its kind; see --help (a list's numbers are separated by spaces)"
     body = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer", body)
     body = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", body)
     return re.sub(r"^Error parsing (\w+: )?", "", body) or "the command line is not understood"

@@ -11,6 +11,7 @@ from typing import Any
 from fedjax_rl.config.algorithms import CONFIGS, build, config_class
 from fedjax_rl.config.options import EXECUTION, LATER, Config
 from fedjax_rl.config.rules import nearest
+from fedjax_rl.host import registry
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.files import read_text
 
@@ -96,6 +97,9 @@ def loads(text: str, where: object = "the configuration") -> Config:
     if algorithm is None:
         raise ConfigError(f"{where} is damaged: it names no algorithm")
     try:
+        for item in fields(config_class(algorithm)):
+            if kind := item.metadata["rule"].kind:
+                registry.recall(kind, values.get(item.name))
         config = build(algorithm, values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -5,6 +5,7 @@ Imports neither jax nor mujoco, so that a mistake is answered at once.
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from fedjax_rl.host.exits import ConfigError
@@ -40,6 +41,10 @@ SPARSE = ("top_k", "random_k", "top_k+quantise")
 # Rules to which all clients that were heard are alike: they do not look at weights.
 BY_COUNT: tuple[str, ...] = ("median", "trimmed", "krum", "multi_krum", "bulyan", "meamed", "fedpg_br")
 BY_COUNT += tuple(rule for rule in NEEDS if rule.startswith("nnm+"))
+
+
+# Rules that are told how many lie.
+COUNTING = tuple(rule for rule in NEEDS if rule not in ("median", "geomed", "bucket+geomed"))
 
 
 def is_private(config: Any) -> bool:
@@ -270,7 +275,13 @@ def _misfits_central(config: Any) -> Iterator[str]:
 
 def notices(config: Any) -> list[str]:
     """What a person should know of a legal combination, a line each."""
-    lines = []
+    lines = [f"{name} = {getattr(config, name)}: does nothing {unless}" for name, unless in _idle(config)]
+    rule, n = config.aggregator, together(config)
+    if rule in COUNTING and config.byzantine and not malicious(config.byzantine, n):
+        lines.append(
+            f"aggregator = {rule!r}: byzantine = {config.byzantine} of {n} messages is not one, so that no liar is "
+            "expected; raise byzantine, or the number of messages"
+        )
     if config.aggregator in BY_COUNT and config.stragglers:
         lines.append(f"aggregator = {config.aggregator!r}: weights are ignored; who straggles counts like the others")
     if config.secagg_bits and config.selection == "poisson" and not is_private(config) and not config.secagg_min:
@@ -288,3 +299,24 @@ def notices(config: Any) -> list[str]:
             "that much smaller; a larger server_lr makes up for it"
         )
     return lines
+
+
+def _idle(config: Any) -> Iterator[tuple[str, str]]:
+    """(An option that is not at its default, without what it does nothing)."""
+    needs = {
+        "attack_share": ("without an attack", config.attack != "none"),
+        "attack_strength": ("without an attack", config.attack != "none"),
+        "byzantine": (
+            f"with aggregator = {config.aggregator!r}",
+            config.aggregator not in ("mean", "centered_clip", "norm_clip"),
+        ),
+        **dict.fromkeys(
+            ("compress_ratio", "compress_bits", "compress_rank"),
+            ("without compress", getattr(config, "compress", "none") != "none"),
+        ),
+        "speed_ratio": (f"with speed = {config.speed!r}", config.speed not in ("equal", "sqrt")),
+    }
+    defaults = {item.name: item.default for item in fields(config)}
+    for name, (unless, is_used) in needs.items():
+        if name in defaults and not is_used and getattr(config, name) != defaults[name]:
+            yield name, unless

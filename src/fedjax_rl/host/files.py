@@ -15,7 +15,7 @@ REMEDIES = {
     errno.EPERM: "ask for the right to it, or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "its links lead in a circle: choose another name",
-    errno.EISDIR: "a file is needed there: move the directory away",
+    errno.EISDIR: "a file is needed there, and it is a directory: choose another name",
     errno.ENOTDIR: "a directory is needed there: move the file away",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",

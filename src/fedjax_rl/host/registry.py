@@ -69,6 +69,7 @@ PREFIX: dict[str, dict[str, Prefix]] = {
     },
 }
 _REGISTERED: dict[str, dict[str, Callable]] = {kind: {} for kind in OWN}
+_OF_RUNS: set[tuple[str, str]] = set()
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -90,11 +91,19 @@ def register(kind: str, factory: Factory, name: str | None = None) -> Factory:
     return factory
 
 
+def recall(kind: str, name: Any) -> None:
+    """A run has this name: it is legal, though the program that registered it may be another one."""
+    if isinstance(name, str) and name.isidentifier():
+        _OF_RUNS.add((kind, name))
+
+
 def refuse_unknown(kind: str, name: Any) -> None:
     """A ConfigError for what no name of the kind is; nothing is imported, so a guest's may still not be there."""
     if isinstance(name, str) and (start := prefix(kind, name)):
         asked(name, start, PREFIX[kind][start])
-    elif not isinstance(name, str) or not (name in names(kind) or PLACE.fullmatch(name) or name in guests(kind)):
+    elif not isinstance(name, str) or not (
+        name in names(kind) or PLACE.fullmatch(name) or (kind, name) in _OF_RUNS or name in guests(kind)
+    ):
         known = [*names(kind), *guests(kind)]
         close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -125,6 +134,10 @@ def find(kind: str, name: str) -> Callable:
             refuse_unknown(kind, name)
         except ConfigError as error:
             raise ConfigError(f"{kind} {error}") from None
+    if name not in guests(kind):
+        raise ConfigError(
+            f"{kind} {name!r} was registered by the program that began the run: go on from there, or register it first"
+        )
     entry = guests(kind)[name]
     return _load(entry.value, f"{kind} {name!r} of the distribution {_distribution(entry)}")
 

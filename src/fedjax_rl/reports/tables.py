@@ -34,6 +34,7 @@ def report(
         from fedjax_rl.reports import plot
 
         plot.draw(groups, figure, x)
+        output.inform(f"{figure}: learning curves along {x}, and final returns")
     rows = {name: [record(group, groups[0], name) for group in groups] for name in _in_common(groups)}
     env = groups[0].runs[0].config.env
     if format == "json":

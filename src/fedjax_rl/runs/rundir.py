@@ -151,6 +151,8 @@ def open_run(path: Path) -> Config:
       ConfigError: it is no run directory, its config.toml is damaged, or its values are not those of its checkpoints.
     """
     if not (path / CONFIG).exists():
+        if some := sorted(path.glob(f"*/{CONFIG}")):
+            raise ConfigError(f"{path} holds runs and is none: name one of them, such as {some[0].parent}")
         raise ConfigError(f"{path} is not a run directory: it has no {CONFIG}")
     text = digest.saved_config(path / CHECKPOINTS)
     named = lambda config: with_engine(config, path / ENV)
