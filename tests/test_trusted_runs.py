@@ -86,6 +86,7 @@ REFUSED = {
     "aggregator = 'median': not for scaffold: its server keeps the mean of the clients' variates": {
         "algorithm": "scaffold", "aggregator": "median"},
     "aggregator = 'norm_clip': not for lapg": {"algorithm": "lapg", "aggregator": "norm_clip"},
+    "aggregator = 'centered_clip': not for fedhpd": {"algorithm": "fedhpd", "aggregator": "centered_clip"},
     "aggregator = 'median': not with harmonic": {
         "algorithm": "nigt", "harmonic": 200, "clients_per_round": 0, "buffer": 300, "aggregator": "median"},
     "compress = 'random_k': not with aggregator = 'trimmed'": {"compress": "random_k", "aggregator": "trimmed"},

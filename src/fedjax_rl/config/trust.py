@@ -120,6 +120,11 @@ def _refuse_rule(config: Any) -> None:
             f"aggregator = {rule!r}: not for {config.algorithm}: {config.refuses_loss}, and what a rule leaves out is "
             "missing there; set aggregator = 'mean'"
         )
+    if rule == "centered_clip" and config.algorithm in ("fedhpd", "dpa_fedrl"):
+        raise ConfigError(
+            f"aggregator = {rule!r}: not for {config.algorithm}: it clips towards the last mean, and that was of other "
+            "states; take geomed or norm_clip"
+        )
     if rule in BY_COUNT and config.harmonic:
         raise ConfigError(
             f"aggregator = {rule!r}: not with harmonic, which weighs messages, and to this rule all weigh the same; "
