@@ -243,7 +243,7 @@ def test_halving_keeps_the_better_half_of_the_points(tmp_path):
         ("--grid order=third", "order = 'third'"),
         ("--grid", "with one or more keys"),
         ("--grid server_lr=0.1,1 --grid inner_lr=0.1,0.2", "give it once"),
-        ("--out /proc/none/sweep", "cannot write the sweep's directory /proc/none/sweep"),
+        ("--out /proc/none/sweep", "--out /proc/none/sweep: it cannot be written: "),
         ("--seeds 3:3", "--seeds '3:3': must be a range like 0:5"),
         ("--seeds a", "--seeds 'a'"),
         ("--seed 3", "a sweep takes --seeds"),

@@ -1,10 +1,14 @@
 """A run's promises: resumed equals uninterrupted, signals save, divergence stops, records are complete."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +21,9 @@ from fedjax_rl.config import CONFIGS, Config
 from fedjax_rl.config.algorithms import FmrlConfig, ScaffoldConfig
 from fedjax_rl.federation import evaluate, simulate
 from fedjax_rl.host import exits, output, signals
-from fedjax_rl.runs import assemble, checkpoint, mending, records, rundir, scoring
+from fedjax_rl.runs import assemble, checkpoint, locking, mending, records, rundir, runner, scoring
 from fedjax_rl.runs.arrays import state_hash
+from fedjax_rl.runs.progress import Reporter
 
 LITTLE = FmrlConfig(env="probe/delayed", hidden=(4,), num_clients=6, clients_per_round=2, episodes=3, local_steps=2)
 SMALL = replace(LITTLE, rounds=6, eval_every=2, eval_clients=3, adapt_steps=2, new_clients=2, save_every=3)
@@ -267,9 +272,9 @@ def test_every_algorithm_runs_a_round(algorithm):
 def test_two_writers_are_refused(tmp_path):
     rundir.create(tmp_path / "run", SMALL)
     with (
-        rundir.writer(tmp_path / "run"),
+        locking.writer(tmp_path / "run"),
         pytest.raises(ValueError, match="written by another process"),
-        rundir.writer(tmp_path / "run"),
+        locking.writer(tmp_path / "run"),
     ):
         pass
 
@@ -329,3 +334,116 @@ def test_films_of_pfedme_start_from_the_global_model_as_its_evaluations_do():
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.stack([y, y])), before, shared)
     for one, other in [(after, before), (jax.tree.map(lambda x: x[:2], state.clients), before)]:
         assert any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), one, other)))
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def begin_during(monkeypatch, name, begin):
+    """Another process begins after the first look at the directory, while this one makes its environment."""
+    make = getattr(runner, name)
+
+    def meanwhile(*args):
+        begin()
+        return make(*args)
+
+    monkeypatch.setattr(runner, name, meanwhile)
+
+
+OTHER = replace(SMALL, inner_lr=0.2)
+
+
+@pytest.mark.parametrize("kind", ["run", "ended run", "sweep"])
+def test_a_directory_that_another_process_took_meanwhile_is_refused_and_unchanged(kind, tmp_path, monkeypatch, capsys):
+    path, before = tmp_path / "run", {}
+    with ExitStack() as other:
+
+        def begin():
+            if kind == "sweep":
+                rundir.create_sweep(path, {path / "seed=0": OTHER}, 0)
+            else:
+                lock = other.enter_context(ExitStack())
+                lock.enter_context(locking.writer(path))
+                rundir.create(path, OTHER)
+                if kind == "ended run":
+                    lock.close()
+            before.update(contents(path))
+
+        begin_during(monkeypatch, "make_group", begin)
+        assert go(SMALL, path) == 2
+        error = capsys.readouterr().err
+        said = "written by another process" if kind == "run" else f"continue it with: fedjax-rl resume {path}"
+        assert said in error and error.count("\n") == 1
+        after = contents(path)
+        after.pop(path / ".lock"), before.pop(path / ".lock", None)
+        assert after == before
+
+
+def test_a_start_beside_one_that_has_only_its_lock_changes_nothing(tmp_path, capsys):
+    with locking.writer(tmp_path / "run"):
+        assert go(SMALL, tmp_path / "run") == 2
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == [".lock"]
+    assert "written by another process" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []  # nor did the other one write anything
+
+
+def test_a_sweep_where_a_run_began_meanwhile_is_refused(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "s"
+    begin_during(monkeypatch, "check", lambda: rundir.create(path, OTHER))
+    argv = ["sweep", "fmrl", "--preset", "tiny", "--env", "probe/delayed", "--seeds", "0:2", "--out", str(path)]
+    assert cli.main(argv) == 2
+    assert f"continue it with: fedjax-rl resume {path}" in capsys.readouterr().err
+    assert not (path / rundir.SWEEP).exists() and rundir.open_run(path) == OTHER
+
+
+def test_one_locked_member_leaves_all_of_its_group_as_they_were(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with locking.writer(paths[1]), pytest.raises(ValueError, match="b is being written by another process"):
+        runner.run_group([SMALL, replace(SMALL, seed=1)], paths, Reporter(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
+    """Else this process would hold a file that nobody sees, and the next one another."""
+    flock = fcntl.flock
+
+    def late(file, how):
+        os.unlink(file.name)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ValueError, match="written by another process"), locking.writer(tmp_path / "run"):
+        pytest.fail("both write")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "mine"])
+def test_a_lock_that_is_there_already_serves_and_a_file_of_that_name_is_kept(content, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").write_text(content)
+    rundir.refuse_existing(tmp_path / "run")
+    with locking.writer(tmp_path / "run"):
+        assert (tmp_path / "run/.lock").read_text() == content
+    assert [path.read_text() for path in (tmp_path / "run").iterdir()] == ([content] if content else [])
+
+
+def test_names_of_one_second_differ_and_unused_ones_are_not_left_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20260102-030405")
+    name = "runs/probe_delayed-fmrl-seed0-20260102-030405"
+    with locking.directory(None, SMALL) as one, locking.directory(None, SMALL) as two:
+        with locking.directory(None, SMALL) as three:
+            assert [str(path) for path in (one, two, three)] == [name, f"{name}-2", f"{name}-3"]
+            assert three.is_dir()
+        (two / "config.toml").touch()
+    assert [str(path) for path in Path("runs").iterdir()] == [f"{name}-2"]
+
+
+def test_default_names_where_nothing_can_be_made_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    for argv in (["train"], ["sweep", "--seeds", "0:2"]):
+        assert cli.main([*argv, "--env", "probe/delayed", "--preset", "tiny"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and "it cannot be written: " in err

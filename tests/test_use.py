@@ -20,7 +20,7 @@ import pytest
 from fedjax_rl import cli, config, statistics
 from fedjax_rl.host import exits, files, output, signals
 from fedjax_rl.reports import finished
-from fedjax_rl.runs import digest, loop, records, rundir, runner
+from fedjax_rl.runs import digest, locking, loop, records, rundir, runner
 
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()
 
@@ -637,7 +637,7 @@ def test_a_file_system_without_locks_is_said_and_used(number, tmp_path, monkeypa
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with rundir.writer(tmp_path):
+    with locking.writer(tmp_path):
         pass
     assert "cannot be locked" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from fedjax_rl.api.opened import Run, bring
 from fedjax_rl.config import Config, ConfigError, presets
 from fedjax_rl.host import output
 from fedjax_rl.reports import tables
-from fedjax_rl.runs import rundir, runner, scoring
+from fedjax_rl.runs import locking, rundir, runner, scoring
 from fedjax_rl.runs import sweep as sweeps
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Callback, Hooks, Logger
@@ -76,9 +76,9 @@ def train(
     (8, 2)
     """
     config = _configured(algorithm, env, preset, {"seed": seed, **values})
-    directory = Path(out) if out is not None else rundir.default_path(config)
-    rundir.refuse_existing(directory)
-    return bring(directory, config, quiet, loggers, callbacks)
+    with locking.directory(Path(out) if out is not None else None, config) as directory:
+        rundir.refuse_existing(directory)
+        return bring(directory, config, quiet, loggers, callbacks)
 
 
 def sweep(
@@ -119,8 +119,6 @@ def sweep(
     ['fedavg server_lr=0.01', 'fedavg server_lr=0.1']
     """
     config = _configured(algorithm, env, preset, values)
-    directory = Path(out) if out is not None else rundir.default_path(config, "sweep")
-    rundir.refuse_existing(directory)
     legal = sweeps.sweepable(config)
     for key, swept in (grid or {}).items():
         if key not in legal:
@@ -133,10 +131,12 @@ def sweep(
         raise ConfigError(f"seeds = {seeds}: must be several, such as range({seeds}) or [{seeds}]")
     if not (numbers := list(seeds)):
         raise ConfigError("seeds: give one or more, such as range(3)")
-    named = sweeps.members(config, grid or {}, numbers, directory, halvings)
-    members = runner.begin_sweep(named, directory, halvings)
     reporter, hooks = Reporter(quiet), Hooks(tuple(loggers), tuple(callbacks))
-    left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
+    with locking.directory(Path(out) if out is not None else None, config, "sweep") as directory:
+        rundir.refuse_existing(directory)
+        named = sweeps.members(config, grid or {}, numbers, directory, halvings)
+        members = runner.begin_sweep(named, directory, halvings)
+        left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
     return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())
 
 

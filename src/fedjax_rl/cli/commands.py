@@ -38,6 +38,7 @@ from fedjax_rl.runs.sweep import halve
 
 def train(config: Config, directory: Path, *, as_json: bool, quiet: bool, log: tuple[str, ...] = ()) -> int:
     """A new run."""
+    rundir.refuse_existing(directory)  # again: jax was imported since
     return _go(config, directory, as_json, quiet, log)
 
 

@@ -1,6 +1,7 @@
 """The commands: each reads its options, refuses what it can, and only then imports what does the work (and jax)."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from fedjax_rl.cli import processes
 from fedjax_rl.config import ConfigError
@@ -16,21 +17,22 @@ def _train(argv: Sequence[str]) -> int:
 
         output.result(to_toml(config).rstrip())
         return exits.DONE
-    from fedjax_rl.runs import rundir
+    from fedjax_rl.runs import locking, rundir
 
     processes.meet("train", options, options.out)
     with signals.heeded(begun=False):
         processes.start("train", options, config, options.out)
-        directory = options.out or rundir.default_path(config)
-        rundir.refuse_existing(directory)
+        if options.out:
+            rundir.refuse_existing(options.out)
         from fedjax_rl.cli.commands import train
 
-        return train(config, directory, as_json=options.json, quiet=options.quiet, log=options.log)
+        with locking.directory(options.out, config) as directory:
+            return train(config, directory, as_json=options.json, quiet=options.quiet, log=options.log)
 
 
 def _sweep(argv: Sequence[str]) -> int:
     from fedjax_rl.cli.parse import SweepOptions, parse_train
-    from fedjax_rl.runs import rundir, sweep
+    from fedjax_rl.runs import locking, rundir, sweep
 
     if any(argument.split("=")[0] == "--seed" for argument in argv):
         raise ConfigError("--seed: a sweep takes --seeds, a range like 0:5 or a list like 0,3,7")
@@ -38,17 +40,19 @@ def _sweep(argv: Sequence[str]) -> int:
     times = sum(argument.split("=")[0] == "--grid" for argument in argv)
     if times > 1 or (times and not options.grid):
         raise ConfigError("--grid: give it once, with one or more keys: --grid server_lr=1e-3,2e-3 order=first,second")
-    out = options.out or rundir.default_path(config, "sweep")
-    grid = sweep.parse_grid(options.grid, config)
-    members = sweep.members(config, grid, sweep.parse_seeds(options.seeds), out, options.halvings)
+    grid, seeds = sweep.parse_grid(options.grid, config), sweep.parse_seeds(options.seeds)
+    members = sweep.members(config, grid, seeds, options.out or Path(), options.halvings)
     processes.meet("sweep", options, options.out)
     with signals.heeded(begun=False):
         processes.start("sweep", options, config, options.out)
-        rundir.refuse_existing(out)
+        if options.out:
+            rundir.refuse_existing(options.out)
         from fedjax_rl.cli import commands
 
         given = {"as_json": options.json, "quiet": options.quiet, "log": options.log}
-        return commands.new_sweep(members, out, options.halvings, **given)
+        with locking.directory(options.out, config, "sweep") as out:
+            named = {out / path.name: member for path, member in members.items()}
+            return commands.new_sweep(named, out, options.halvings, **given)
 
 
 def _resume(argv: Sequence[str]) -> int:

@@ -1,27 +1,22 @@
-"""A run directory: what is in it and who may write there."""
+"""A run directory: what is in it. `locking.py`: who may write there."""
 
-import errno
-import fcntl
 import functools
 import hashlib
 import json
 import os
-import re
-import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from fedjax_rl.config import EXECUTION, Config, ConfigError
 from fedjax_rl.config.sources import SEAL, load, loads, to_sealed_toml, to_toml
-from fedjax_rl.host import exits, lifeline, output
+from fedjax_rl.host import exits, lifeline
 from fedjax_rl.host.files import explain, read_text, write_new, write_text
 from fedjax_rl.runs import digest, provenance, records
 from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS
 
-CONFIG, ENV, CHECKPOINTS, REJECTED = "config.toml", "env.json", "ckpt", "rejected"
+CONFIG, ENV, CHECKPOINTS, REJECTED, LOCK = "config.toml", "env.json", "ckpt", "rejected", ".lock"
 PROBE = "probe"  # in CHECKPOINTS, for the moment in which it is tried whether checkpoints can be kept there
 DIVERGED, SWEEP = "diverged.json", "sweep.json"
 __all__ = ["EVAL", "METRICS", "PARTICIPANTS"]  # also from here
@@ -47,24 +42,30 @@ def by_the_writer(fn: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def default_path(config: Config, kind: str = "") -> Path:
-    """runs/<env>-<algorithm>-<seed<k> or kind>-<timestamp> under the current directory."""
-    stamp, plain = time.strftime("%Y%m%d-%H%M%S"), lambda name: re.sub(r"[/:?=&]", "_", name)
-    return Path("runs") / f"{plain(config.env)}-{plain(config.algorithm)}-{kind or f'seed{config.seed}'}-{stamp}"
-
-
 @by_the_writer
 def refuse_existing(path: Path) -> None:
-    """Refuse a directory that holds something, before anything is written.
-
-    Empty directories are nothing, and so is what a process left that was killed while it tried the place.
-    """
-    mine = path / CHECKPOINTS / PROBE
-    holds = (item for item in path.rglob("*") if not item.is_dir() or item.is_symlink())
-    if path.exists() and (not path.is_dir() or any(mine not in item.parents for item in holds)):
+    """Refuse a directory that holds something, before anything is written."""
+    if path.exists() and (not path.is_dir() or holds_something(path)):
         is_ours = (path / CONFIG).exists() or is_sweep(path)
         hint = f"continue it with: fedjax-rl resume {path}" if is_ours else "choose another --out"
         raise ConfigError(f"--out {path} exists and is not empty; {hint}")
+
+
+def holds_something(path: Path) -> bool:
+    """Is there more than a lock, empty directories and what a process left that was killed while it tried the place?"""
+    mine = path / CHECKPOINTS / PROBE
+    items = (item for item in path.rglob("*") if not item.is_dir() or item.is_symlink())
+    return any(item != path / LOCK and mine not in item.parents for item in items)
+
+
+@by_the_writer
+def refuse_changed(path: Path, config: Config, was_new: bool) -> None:
+    """Look again at a directory that is locked now: another process may have begun there since it was looked at."""
+    is_begun = (path / CONFIG).exists()
+    if was_new and (is_begun or is_sweep(path)):
+        refuse_existing(path)
+    if is_begun:
+        refuse_another(config, open_run(path), path, "move it away, or choose another directory")
 
 
 @by_the_writer
@@ -199,23 +200,6 @@ def _unsealed(path: Path) -> Config | None:
         return loads(read_text(path).rpartition(SEAL)[0])
     except ConfigError:
         return None
-
-
-@contextmanager
-def writer(path: Path):
-    """Hold the directory for one writer at a time."""
-    if is_reader():
-        yield
-        return
-    with open(path / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ConfigError(f"{path} is being written by another process; wait for it to end") from error
-            # some network file systems have no locks
-            output.inform(f"{path} cannot be locked ({error.strerror}): see that no other process writes there")
-        yield
 
 
 @by_the_writer

@@ -25,6 +25,7 @@ from fedjax_rl.runs.assemble import (
     make_run,
     static_fields,
 )
+from fedjax_rl.runs.locking import writer
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
 from fedjax_rl.runs.timing import with_lanes
@@ -102,7 +103,9 @@ def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dic
         )
     named = {path: with_engine(path, config) for path, config in members.items()}
     check(named)
-    rundir.create_sweep(out, named, halvings)
+    with writer(out):
+        rundir.refuse_existing(out)  # again: another process may have begun meanwhile
+        rundir.create_sweep(out, named, halvings)
     return named
 
 
@@ -177,16 +180,18 @@ def run_group(
     configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter, hooks: Hooks = NO_HOOKS
 ) -> list[loop.Result | None]:
     """Bring the members of one group to their end, in as many programs as memory demands; results in their order."""
+    new = {directory for directory in directories if not (directory / rundir.CONFIG).exists()}
     group = make_group(configs)  # first: what cannot be made leaves no directory behind
-    for directory, config in zip(directories, configs, strict=True):
-        if not (directory / rundir.CONFIG).exists():
-            checkpoint.probe(directory)
-            rundir.create(directory, config)
-        rundir.refuse_lost(directory, config)
     with ExitStack() as locks:
         for directory in directories:
-            locks.enter_context(rundir.writer(directory))
-        for directory in directories:
+            locks.enter_context(writer(directory))
+        for directory, config in zip(directories, configs, strict=True):
+            rundir.refuse_changed(directory, config, directory in new)
+        for directory, config in zip(directories, configs, strict=True):
+            if not (directory / rundir.CONFIG).exists():
+                checkpoint.probe(directory)
+                rundir.create(directory, config)
+            rundir.refuse_lost(directory, config)
             mending.refuse_unreadable(directory)
         begun = placement.agree(rundir.has_checkpoint(directories[0]))
         states = restored_states(group, directories, reporter.warn) if begun else None
