@@ -1,6 +1,7 @@
 """Environments, algorithms, policies and aggregators that are not ours: by place, by entry point, by registration."""
 
 import json
+import re
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import cli, config
+from fedjax_rl import cli, config, testing
 from fedjax_rl.algorithms.fedavg import fedavg
+from fedjax_rl.cli.parse import parse_train
 from fedjax_rl.config import ConfigError
 from fedjax_rl.config.guests import Range, config_of
 from fedjax_rl.config.sources import environment_layer, load, to_toml
 from fedjax_rl.envs import Env, EnvSpec, EnvState, make_env, tasks
 from fedjax_rl.envs.soundness import refuse_unsound
+from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.host import registry
+from fedjax_rl.rl.policies import gaussian_mlp
 from fedjax_rl.runs import assemble, sweep
 from fedjax_rl.types import Upload
 
@@ -201,7 +205,11 @@ UNSOUND = {
     "reset gives numbers that are not finite": env(
         lambda key, task: EnvState((), jnp.full(2, jnp.nan), jnp.zeros(()), jnp.zeros((), bool)), lambda s, a, t: s
     ),
-    "step fails: ZeroDivisionError": env(step=lambda s, a, t: 1 / 0),
+    "step fails: ZeroDivisionError: division by zero (test_guests.py, line ": env(step=lambda s, a, t: 1 / 0),
+    "step fails: JSONDecodeError: Expecting value: line 1 column 1 (char 0) (test_guests.py, line ": env(
+        step=lambda s, a, t: json.loads("x")
+    ),
+    "sample_tasks fails: ZeroDivisionError: division by zero (test_guests.py, line ": env(sample=lambda key, n: 1 / 0),
     "reset gives a tuple; it must be an EnvState": env(lambda key, task: (1, 2)),
     "sample_tasks must draw task i from the key and i alone": env(sample=lambda key, n: jnp.full(n, 1.0 / n)),
 }
@@ -233,8 +241,46 @@ def test_a_guest_that_sends_several_messages_a_round_is_not_called_private(fresh
         assemble.make_run(config.build("twice", {**small, "dp_clip": 0.1, "dp_noise": 1.0}))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        *(
+            ({"horizon": value}, f"horizon = {value!r}; it must be an int, 1 or")
+            for value in (0, -1, 30.0, "30", np.int64(3))
+        ),
+        ({"num_actions": -2}, "num_actions = -2; it must be an int, 0 or more"),
+        ({"num_actions": 2.5}, "num_actions = 2.5; it must be an int, 0 or more"),
+        ({"num_actions": True}, "num_actions = True; it must be an int, 0 or more"),
+        ({"action_size": "2"}, "action_size = '2'; it must be an int, 1 or more"),
+        ({"action_size": 0}, "action_size = 0; it must be an int, 1 or more"),
+        ({"action_size": 2, "num_actions": 3}, "action_size = 2 with num_actions = 3; it must be 1 where actions are"),
+        ({"observation_size": 2.0}, "observation_size = 2.0; it must be an int, 1 or more"),
+        ({"init_inputs": -1}, "init_inputs = -1; it must be an int, 1 or more"),
+        ({"init_inputs": 1}, "init_inputs = 1; it must be observation_size = 2, or more where"),
+    ],
+)
+def test_sizes_that_are_none_are_refused_by_training_and_by_the_check_of_environments(
+    changed, message, fresh, tmp_path, capsys
+):
+    wrong = env()._replace(spec=env().spec._replace(**changed))
+    registry.register("environment", lambda: wrong, "wrong")
+    assert cli.main(["train", "--env", "wrong", *SMALL, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"environment 'wrong': its spec has {message}" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError) as refused:
+        testing.check_environment(wrong)
+    assert f"environment 'mine': its spec has {message}" in str(refused.value)
+
+
+def test_sizes_as_ours_have_them_are_sound():
+    for name in ("navigation", "finite/random"):  # continuous and discrete actions
+        refuse_unsound(make_env(name), name)
+    refuse_unsound(env()._replace(spec=env().spec._replace(init_inputs=125)), "of a lineage")
+
+
 def test_a_guest_is_refused_before_anything_is_written(fresh, tmp_path, capsys):
-    registry.register("environment", lambda: UNSOUND["step fails: ZeroDivisionError"], "unsound")
+    registry.register("environment", lambda: env(step=lambda s, a, t: 1 / 0), "unsound")
     assert cli.main(["train", "--env", "unsound", *SMALL, "--out", str(tmp_path / "run")]) == 2
     assert "environment 'unsound': step fails: ZeroDivisionError" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -266,14 +312,146 @@ def test_what_a_factory_raises_names_it(kind, fresh):
     registry.register(kind, factory[kind], "broken")
     values = {"env": "navigation", "num_clients": 2, "clients_per_round": 2}
     algorithm, more = ("broken", {}) if kind == "algorithm" else ("fedavg", {kind: "broken"})
-    with pytest.raises(ConfigError, match=f"^{kind} 'broken' cannot be made: KeyError: 'lost'$"):
+    with pytest.raises(
+        ConfigError, match=f"^{kind} 'broken' cannot be made: KeyError: 'lost' \\(test_guests.py, line \\d+\\)$"
+    ):
         assemble.make_run(config.build(algorithm, values, more))
 
 
-def test_policies_and_aggregators_of_guests_are_used(fresh):
-    from fedjax_rl.federation.aggregators import mean
-    from fedjax_rl.rl.policies import gaussian_mlp
+def algorithm(**changed):
+    """A factory of FedAvg with other functions: each gets what the true one gives."""
 
+    def factory(problem, *, client_opt, server_opt, local_steps, inner_lr, mu: float = 1.0):
+        given = {"client_opt": client_opt, "server_opt": server_opt, "local_steps": local_steps, "inner_lr": inner_lr}
+        true = fedavg(problem, **given)
+        other = lambda key, change: lambda *args: change(getattr(true, key)(*args), mu)
+        return true._replace(**{key: other(key, change) for key, change in changed.items()})
+
+    return factory
+
+
+def fail(found, mu):
+    raise ValueError("my bug\nand more")
+
+
+def aggregator(update):
+    return lambda: mean()._replace(update=lambda *args: update(*mean().update(*args)))
+
+
+def policy(change):
+    def factory(spec, *, hidden):
+        true = gaussian_mlp(spec, hidden=hidden)
+        return true._replace(apply=lambda params, obs: change(true.apply(params, obs)))
+
+    return factory
+
+
+def first(found, mu):
+    return next(iter(found))
+
+
+HERE = rf" \(test_guests.py, line {fail.__code__.co_firstlineno + 1}\)$"
+FAULTS = {
+    "nothing": (lambda problem: None, "algorithm 'x' gives None; it must give an Algorithm$"),
+    "fails": (algorithm(client_update=fail), f"algorithm 'x': client_update fails: ValueError: my bug{HERE}"),
+    "adapt": (algorithm(adapt=fail), f"algorithm 'x': adapt fails: ValueError: my bug{HERE}"),
+    "init": (algorithm(init=lambda s, mu: tuple(s)), "algorithm 'x': init gives a tuple; it must be a Server$"),
+    "two": (
+        algorithm(client_update=lambda done, mu: done[:2]),
+        r"algorithm 'x': client_update gives \(Upload, tuple\); it must be \(Upload, client, metrics\)$",
+    ),
+    "weight": (
+        algorithm(client_update=lambda done, mu: (done[0]._replace(weight=jnp.ones(1)), *done[1:])),
+        r"algorithm 'x': client_update gives a weight of shape \[1\]; it must be \[\]$",
+    ),
+    "metric": (
+        algorithm(client_update=lambda done, mu: (*done[:2], {"y": jnp.ones(2)})),
+        r"algorithm 'x': client_update gives the metric 'y' of shape \[2\]; it must be \[\]$",
+    ),
+    "client": (
+        algorithm(client_update=lambda done, mu: (done[0], jnp.ones(2), done[2])),
+        r"algorithm 'x': client_update gives a client with float32\[2\] at its root; it must be nothing$",
+    ),
+    "tree": (
+        algorithm(client_update=lambda done, mu: (done[0]._replace(message={"y": jnp.ones(2)}), *done[1:])),
+        "algorithm 'x': server_update fails: ValueError: ",
+    ),
+    "server": (
+        algorithm(server_update=lambda s, mu: s._replace(shared=jax.tree.map(jnp.sum, s.shared))),
+        r"algorithm 'x': server_update gives a server with float32\[\] at .*; it must be float32\[",
+    ),
+    "library": (algorithm(init_client=lambda c, mu: "word"), "a round with algorithm 'x' fails: TypeError: "),
+    "three": (lambda: 3, "aggregator 'x' gives a value of type int; it must give an Aggregator$"),
+    "sum": (aggregator(fail), f"aggregator 'x': update fails: ValueError: my bug{HERE}"),
+    "scalar": (
+        aggregator(lambda message, state: (jax.tree.map(jnp.sum, message), state)),
+        r"aggregator 'x': update gives a message with \[\] at .*; it must be \[",
+    ),
+    "number": (lambda spec: 3, "policy 'x' gives a value of type int; it must give a Policy$"),
+    "apply": (policy(lambda head: fail(head, 0)), f"policy 'x': apply fails: ValueError: my bug{HERE}"),
+    "head": (policy(lambda head: head[0]), "a round with policy 'x' fails: ValueError: "),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_guest_that_fails_is_one_line_before_anything_is_written(fault, fresh, tmp_path, capsys):
+    factory, message = FAULTS[fault]
+    kind = re.search("algorithm|aggregator|policy", message)[0]
+    registry.register(kind, factory, "x")
+    asked = ["x"] if kind == "algorithm" else ["fedavg", f"--{kind}", "x"]
+    given = [*asked, "--env", "navigation", *SMALL]
+    for command in (["train", *given], ["sweep", *given, "--seeds", "0:2"])[: 2 if fault in ("fails", "sum") else 1]:
+        assert cli.main([*command, "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err.rstrip()
+        assert re.match(f"fedjax-rl: {message}", error) and "\n" not in error
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_guest_that_asks_a_number_of_a_sweep_is_named_before_anything_is_written(fresh, tmp_path, capsys):
+    asks = algorithm(client_update=lambda done, mu: done if mu > 0 else done[:2])
+    registry.register("algorithm", asks, "asks")
+    given = ["sweep", "asks", "--env", "navigation", *SMALL, "--seeds", "0:1", "--grid", "mu=1,2"]
+    assert cli.main([*given, "--out", str(tmp_path / "sweep")]) == 2
+    assert "algorithm 'asks': client_update fails: TracerBoolConversionError" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_who_ends_a_trial_ends_it_and_ours_are_not_tried(fresh, monkeypatch):
+    def interrupted(found, mu):
+        raise KeyboardInterrupt
+
+    registry.register("algorithm", algorithm(client_update=interrupted), "x")
+    small = {"env": "navigation", "hidden": (4,), "num_clients": 4, "clients_per_round": 2}
+    with pytest.raises(KeyboardInterrupt):
+        assemble.make_group([config.build("x", small)])
+    monkeypatch.setattr(jax, "eval_shape", None)
+    assemble.make_group([config.build("fedavg", small)])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(None, "None; it must give an Env"), (3, "a value of type int; it must give an Env")],
+)
+def test_a_factory_that_gives_no_environment_is_named(given, message, fresh):
+    registry.register("environment", lambda: given, "none")
+    with pytest.raises(ConfigError, match=f"^environment 'none' gives {message}$"):
+        make_env("none")
+
+
+def test_the_help_of_a_guest_has_the_texts_of_ours(fresh, capsys):
+    registry.register("algorithm", gentle, "gentle")
+    shown = {}
+    for name in ("gentle", "fedavg"):
+        with pytest.raises(SystemExit):
+            parse_train([name, "--help"])
+        box = capsys.readouterr().out.split("--env STR")[1].split("output options")[0]
+        words = (word for word in box.split() if not set(word) <= set("|│╭╮╰╯─-+"))
+        shown[name] = set(re.split(" (?=--)", " ".join(words)))
+    assert len(shown["fedavg"]) > 50 and shown["fedavg"] < shown["gentle"]
+    assert repr(config.config_class("gentle")()).startswith("GentleConfig(env=")
+
+
+def test_policies_and_aggregators_of_guests_are_used(fresh):
     registry.register("policy", lambda spec, hidden: gaussian_mlp(spec, hidden=(3, *hidden)), "wider")
     doubled = lambda: mean()._replace(
         update=lambda m, w, s, k: (jax.tree.map(lambda x: 2 * x, mean().update(m, w, s, k)[0]), s)

@@ -3,10 +3,11 @@
 import functools
 import inspect
 import math
+import re
 import typing
 from collections.abc import Callable
-from dataclasses import make_dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fedjax_rl.config.options import ChangeConfig, Config
 from fedjax_rl.config.rules import name, number, plain
@@ -46,7 +47,7 @@ def config_of(algorithm: str, factory: Callable) -> type[Config]:
     Raises:
       ConfigError: an argument has no default, a name that the library uses, or a kind that cannot be typed.
     """
-    base = ChangeConfig if "server_opt" in inspect.signature(factory).parameters else Config
+    base: Any = ChangeConfig if "server_opt" in inspect.signature(factory).parameters else Config
     try:
         hints = typing.get_type_hints(factory, include_extras=True)
     except Exception as error:
@@ -60,15 +61,24 @@ def config_of(algorithm: str, factory: Callable) -> type[Config]:
             raise ConfigError(f"algorithm {algorithm!r}: its option {key} is one of the library's; choose another name")
         options.append(_option(algorithm, key, parameter, hints.get(key)))
     batches = getattr(factory, "batches", 1)
+
+    class Made(base):  # a statement: the help has its texts from the source of classes, of this one and its bases
+        pass
+
     space = {
         "algorithm": algorithm,
         "batches": property(lambda self: batches(self) if callable(batches) else batches),
         "__doc__": (inspect.getdoc(factory) or algorithm).split("\n")[0],
-        "__annotations__": {"algorithm": ClassVar[str]},
-        "__module__": __name__,
+        "__annotations__": {key: kind for key, kind, _ in options},
+        **{key: default for key, _, default in options},
     }
-    title = "".join(part.title() for part in algorithm.replace(":", "_").replace(".", "_").split("_"))
-    return make_dataclass(f"{title}Config", options, bases=(base,), frozen=True, kw_only=True, namespace=space)
+    for key, value in space.items():
+        setattr(Made, key, value)
+    made: Any = dataclass(frozen=True, kw_only=True)(Made)
+    title, shown = "".join(part.title() for part in re.split("[:._]", algorithm)) + "Config", made.__repr__
+    made.__name__ = title
+    made.__repr__ = lambda self: title + shown(self).removeprefix(made.__qualname__)
+    return made
 
 
 def _option(algorithm: str, key: str, parameter: inspect.Parameter, hint: Any) -> tuple[str, type, Any]:

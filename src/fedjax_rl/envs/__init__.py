@@ -35,7 +35,7 @@ def make_env(name: str, *, backend: str = "auto", observation: str = "maml") -> 
     factory = registry.find("environment", name)
     taken = inspect.signature(factory).parameters
     given = {key: value for key, value in (("backend", backend), ("observation", observation)) if key in taken}
-    env = registry.make("environment", name, factory, **given)
+    env = registry.make("environment", name, Env, factory, **given)
     if registry.is_guest("environment", name):
         from fedjax_rl.envs.soundness import refuse_unsound
 

@@ -6,22 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl.envs.base import Env, EnvState, idle
+from fedjax_rl.envs.base import Env, EnvSpec, EnvState, idle
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.numerics import root_key
+from fedjax_rl.host.registry import reason
 
 
 def refuse_unsound(env: Env, name: str) -> None:
-    """See that reset and step are functions of one episode with the spec's shapes, and finite at the start.
+    """See that the sizes are legal, and reset and step functions of one episode with these shapes, finite at the start.
 
     Raises:
       ConfigError: they are not; one line that names the environment, the function and the fault.
     """
+    _refuse_sizes(env.spec, name)
     try:
         tasks, more = env.sample_tasks(root_key(0), 3), env.sample_tasks(root_key(0), 5)
         task = jax.tree.map(lambda x: x[0], tasks)
     except (Exception, SystemExit) as error:
-        raise _fault(name, "sample_tasks", error) from None
+        raise _fault(name, "sample_tasks", error, env.sample_tasks) from None
     for few, many in zip(jax.tree.leaves(tasks), jax.tree.leaves(more), strict=True):
         if few.shape != (3, *many.shape[1:]) or not np.array_equal(few, many[:3]):
             raise ConfigError(f"{name}: sample_tasks must draw task i from the key and i alone, as [n, ...]")
@@ -48,17 +50,37 @@ def refuse_unsound(env: Env, name: str) -> None:
         start = env.reset(root_key(0), task)
         after = env.step(start, idle(env.spec), task)
     except (Exception, SystemExit) as error:
-        raise _fault(name, "reset or step", error) from None
+        raise _fault(name, "reset or step", error, env.step) from None
     for function, shown in (("reset", start), ("step", after)):
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((shown.obs, shown.reward))):
             raise ConfigError(f"{name}: {function} gives numbers that are not finite")
+
+
+def _refuse_sizes(spec: Any, name: str) -> None:
+    if not isinstance(spec, EnvSpec):
+        raise ConfigError(f"{name}: its spec is a {type(spec).__name__}; it must be an EnvSpec")
+    least = {"observation_size": 1, "action_size": 1, "horizon": 1, "init_inputs": 1, "num_actions": 0}
+    for key, low in least.items():
+        value = getattr(spec, key)
+        if type(value) is not int or value < low:  # NumPy's integers cannot be written to a run's files
+            raise ConfigError(f"{name}: its spec has {key} = {value!r}; it must be an int, {low} or more")
+    if spec.num_actions and spec.action_size != 1:
+        raise ConfigError(
+            f"{name}: its spec has action_size = {spec.action_size} with num_actions = {spec.num_actions}; it must be "
+            "1 where actions are discrete"
+        )
+    if spec.init_inputs < spec.observation_size:  # more are legal: columns that a lineage had, and are dropped
+        raise ConfigError(
+            f"{name}: its spec has init_inputs = {spec.init_inputs}; it must be observation_size = "
+            f"{spec.observation_size}, or more where a published network had more inputs"
+        )
 
 
 def _traced(name: str, function: str, fn: Any, *args: Any) -> EnvState:
     try:
         found = jax.eval_shape(fn, *args)
     except (Exception, SystemExit) as error:
-        raise _fault(name, function, error) from None
+        raise _fault(name, function, error, fn) from None
     if not isinstance(found, EnvState):
         raise ConfigError(f"{name}: {function} gives a {type(found).__name__}; it must be an EnvState")
     return found
@@ -68,6 +90,5 @@ def _shapes(tree: Any) -> str:
     return " ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)) or "()"
 
 
-def _fault(name: str, function: str, error: BaseException) -> ConfigError:
-    reason = (str(error).strip().splitlines() or ["?"])[0]
-    return ConfigError(f"{name}: {function} fails: {type(error).__name__}: {reason}")
+def _fault(name: str, function: str, error: BaseException, fn: Any) -> ConfigError:
+    return ConfigError(f"{name}: {function} fails: {reason(error, fn)}")

@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -142,24 +143,40 @@ def find(kind: str, name: str) -> Callable:
     return _load(entry.value, f"{kind} {name!r} of the distribution {_distribution(entry)}")
 
 
-def make(kind: str, name: str, factory: Callable[..., Any], *args: Any, **given: Any) -> Any:
+def make(kind: str, name: str, wanted: type, factory: Callable[..., Any], *args: Any, **given: Any) -> Any:
     """What the factory behind a name makes.
 
     Raises:
-      ConfigError: a guest's factory raises; the line names it and says what.
+      ConfigError: a guest's factory raises, or gives something else than is wanted; the line names it and says what.
     """
     try:
-        return factory(*args, **given)
+        made = factory(*args, **given)
     except Refusal:
         raise
     except (Exception, SystemExit) as error:
         if not is_guest(kind, name):
             raise
-        raise ConfigError(f"{kind} {name!r} cannot be made: {_reason(error)}") from error
+        raise ConfigError(f"{kind} {name!r} cannot be made: {reason(error, factory)}") from error
+    if is_guest(kind, name) and not isinstance(made, wanted):
+        shown = "None" if made is None else f"a value of type {type(made).__name__}"
+        article = "an" if wanted.__name__[0] in "AE" else "a"
+        raise ConfigError(f"{kind} {name!r} gives {shown}; it must give {article} {wanted.__name__}")
+    return made
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0]}"
+def reason(error: BaseException, function: Any = None) -> str:
+    """An error in one line; where it was raised in the package of a guest's function, if it was raised there."""
+    line = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0]}"
+    home = _package(getattr(function, "__module__", None))
+    frames = [] if home in ("", _package(__name__)) else [*traceback.walk_tb(error.__traceback__)]
+    for frame, number in reversed(frames):
+        if _package(frame.f_globals.get("__name__")) == home:
+            return f"{line} ({os.path.basename(frame.f_code.co_filename)}, line {number})"
+    return line
+
+
+def _package(module: str | None) -> str:
+    return (module or "").partition(".")[0]
 
 
 def is_guest(kind: str, name: str) -> bool:
@@ -198,7 +215,7 @@ def _load(place: str, what: str) -> Callable:
     try:
         found = _at(place)
     except (Exception, SystemExit) as error:  # a guest's module raises what it likes
-        raise ConfigError(f"{what} cannot be imported: {_reason(error)}") from error
+        raise ConfigError(f"{what} cannot be imported: {reason(error)}") from error
     if not callable(found):
         raise ConfigError(f"{what} is not a function but a {type(found).__name__}")
     return found

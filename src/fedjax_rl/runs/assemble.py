@@ -23,10 +23,10 @@ from fedjax_rl.federation.staleness import Discount
 from fedjax_rl.host import registry
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.rl.critics import NAME as CRITIC
-from fedjax_rl.runs import public_states, trusting
+from fedjax_rl.runs import contracts, public_states, trusting
 from fedjax_rl.runs.models import at_once, clients_problem, make_client_opt
 from fedjax_rl.runs.timing import pace_of, schedule_of, with_lanes
-from fedjax_rl.trees import all_finite, select
+from fedjax_rl.trees import all_finite, select, take
 from fedjax_rl.types import Algorithm, Array, Metrics
 
 
@@ -128,7 +128,7 @@ def _make_algorithm(config: Config, of: Mapping[str, Any], env: Env, problem: An
     def make(client_opt):
         everything = {"client_opt": client_opt, **given}
         chosen = {key: value for key, value in everything.items() if key in taken}
-        return registry.make("algorithm", config.algorithm, factory, problem, **chosen)
+        return contracts.made("algorithm", config.algorithm, Algorithm, factory, problem, **chosen)
 
     client_opt, share = make_client_opt(config, of), of["stragglers"]
     is_cut = not (isinstance(share, float) and share == 0.0)
@@ -180,13 +180,41 @@ def static_fields(config: Config) -> tuple:
 
 
 def make_group(configs: Sequence[Config]) -> Group:
-    """The group of configurations that have `static_fields` in common."""
+    """The group of configurations that have `static_fields` in common.
+
+    Raises:
+      ConfigError: it cannot be made; or a guest's algorithm, aggregator or policy fails in a round or an adaptation,
+        which is seen by tracing one.
+    """
+    with contracts.named(configs[0]):
+        group = _group(configs)
+        if contracts.guests(configs[0]):
+            _trace(group)
+    return group
+
+
+def _group(configs: Sequence[Config]) -> Group:
     first = make_run(configs[0])
     trusting.refuse_memory(configs[0], lambda: abstract_state(first))
     floats = [item.name for item in fields(configs[0]) if isinstance(getattr(configs[0], item.name), float)]
     columns = {name: [getattr(c, name) for c in configs] for name in floats}
     values = {name: np.array(column, np.float32) for name, column in columns.items() if len(set(column)) > 1}
     return Group(tuple(configs), values, first, placement.make_mesh(len(configs)))
+
+
+def _trace(group: Group) -> None:
+    """A round and an adaptation by shapes alone."""
+    states = jax.eval_shape(lambda: initial_states(group))
+    alive = jax.ShapeDtypeStruct((len(group.configs),), bool)
+    jax.eval_shape(lambda *args: round_of(group, *args), states, alive, group.values)
+
+    def adapted(state: State) -> Any:
+        client, task = take((state.clients, state.tasks), 0)
+        params = group.run.algorithm.personal_params(state.server.shared, client)
+        batch, _ = group.run.problem.sample(params, task, state.key)
+        return group.run.algorithm.adapt(state.server.shared, client, params, batch)
+
+    jax.eval_shape(adapted, abstract_state(group.run))
 
 
 def initial_state(run: Assembled) -> State:

@@ -21,6 +21,7 @@ from fedjax_rl.rl.kinds import mixed_policy, mixed_problem
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.rl.problem import make_problem
 from fedjax_rl.rl.values import make_value_problem, refuse_environment
+from fedjax_rl.runs import contracts
 from fedjax_rl.types import Problem, Tree, ValueProblem
 
 
@@ -57,7 +58,7 @@ def _one_policy(config: Config, spec: EnvSpec, hidden: tuple[int, ...], activati
     given = {"hidden": hidden, "activation": activation, "init": config.init, "std": config.std}
     try:
         chosen = {key: value for key, value in given.items() if key in taken}
-        return registry.make("policy", config.policy, factory, spec, **chosen)
+        return contracts.made("policy", config.policy, Policy, factory, spec, **chosen)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

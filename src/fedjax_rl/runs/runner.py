@@ -16,15 +16,20 @@ from fedjax_rl.federation.simulate import State
 from fedjax_rl.host import signals
 from fedjax_rl.host.exits import NoCheckpoint
 from fedjax_rl.host.numerics import pinned
-from fedjax_rl.runs import checkpoint, loop, memory, mending, models, privacy, provenance, records, rundir, scoring
-from fedjax_rl.runs.assemble import (
-    Group,
-    abstract_state,
-    initial_states,
-    make_group,
-    make_run,
-    static_fields,
+from fedjax_rl.runs import (
+    checkpoint,
+    contracts,
+    loop,
+    memory,
+    mending,
+    models,
+    privacy,
+    provenance,
+    records,
+    rundir,
+    scoring,
 )
+from fedjax_rl.runs.assemble import Group, abstract_state, initial_states, make_group, make_run, static_fields
 from fedjax_rl.runs.locking import writer
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
@@ -113,12 +118,16 @@ def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dic
 def check(members: Mapping[Path, Config]) -> None:
     """Make every environment that the members need, so that what cannot be made is refused before anything is written.
 
+    Where an algorithm, an aggregator or a policy is a guest's, every program is tried too.
+
     Raises:
       ConfigError: one cannot.
     """
     kinds = {(c.env, c.backend, c.observation): c for c in members.values()}
     for config in kinds.values():
         make_run(config)
+    for paths in together({path: config for path, config in members.items() if contracts.guests(config)}):
+        make_group([members[path] for path in paths])
 
 
 def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks) -> list[Path]:

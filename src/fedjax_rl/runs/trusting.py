@@ -18,7 +18,7 @@ from fedjax_rl.federation.exchange import Wires
 from fedjax_rl.federation.private import local_noise, private
 from fedjax_rl.federation.simulate import State
 from fedjax_rl.host import registry
-from fedjax_rl.runs import privacy
+from fedjax_rl.runs import contracts, privacy
 from fedjax_rl.types import Aggregator, Array, Attack, Message
 
 MOST_MEMORY = 4 * 2**30  # bytes of what all clients keep of their messages
@@ -85,7 +85,8 @@ def aggregator_of(config: Config, of: Mapping[str, Any]) -> Aggregator:
     factory = registry.find("aggregator", config.aggregator)
     taken = inspect.signature(factory).parameters
     options = ("byzantine", "clip_radius", "filter_sigma", "episodes")
-    return registry.make("aggregator", config.aggregator, factory, **{key: of[key] for key in options if key in taken})
+    given = {key: of[key] for key in options if key in taken}
+    return contracts.made("aggregator", config.aggregator, Aggregator, factory, **given)
 
 
 def attack_of(config: Config, of: Mapping[str, Any], aggregator: Aggregator) -> Attack | None:
