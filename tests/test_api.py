@@ -125,7 +125,7 @@ def test_mistakes_are_named(run):
         fr.load(run.path / "ckpt")
     with pytest.raises(fr.ConfigError, match=rf"holds runs and is none: name one of them, such as {run.path}"):
         fr.load(run.path.parent)
-    with pytest.raises(fr.NoCheckpoint, match=r"no checkpoint of round 77 in .*; there are those of .*2"):
+    with pytest.raises(fr.NoCheckpoint, match=r"no checkpoint of round 77 in .*; there are .*2"):
         run.state(step=77)
 
 

@@ -12,6 +12,7 @@ import pytest
 from fedjax_rl import config
 from fedjax_rl.cli import main
 from fedjax_rl.config import ConfigError, trust
+from fedjax_rl.config.notices import notices
 from fedjax_rl.federation import accountant, aggregators, attacks, compress, simulate
 from fedjax_rl.host import registry
 from fedjax_rl.runs import assemble, nan_dump, privacy, records, rundir, runner, trusting
@@ -160,11 +161,11 @@ def test_what_a_rule_withstands_reads_what_the_honest_send():
 
 
 def test_what_is_legal_but_should_be_known_is_said():
-    said = lambda **values: "\n".join(trust.notices(config.build("fmrl", values)))
+    said = lambda **values: "\n".join(notices(config.build("fmrl", values)))
     assert "weights are ignored" in said(aggregator="median", stragglers=0.2)
     assert "weights" not in said(aggregator="geomed", stragglers=0.2)
     assert "server = 'adam'" in said(**DP) and "divided by clients_per_round" in said(**DP, dropout=0.1, server="sgd")
-    assert not trust.notices(config.build("fmrl", {}))
+    assert not notices(config.build("fmrl", {}))
     few = {"num_clients": 8, "clients_per_round": 4}
     assert "byzantine = 0.2 of 4 messages is not one" in said(aggregator="trimmed", **few)
     assert "is not one" not in said(aggregator="trimmed", byzantine=0.25, **few)

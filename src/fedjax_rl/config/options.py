@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from fedjax_rl.config import kinds, schedules, trust
+from fedjax_rl.config import kinds, private, schedules, trust
 from fedjax_rl.config.rules import ConfigError, checked, name, number, plain, registered
 
 SERVER_NAMES = ("adam", "reddi", "as_printed", "yogi", "avgm", "rmsprop", "sgd")
@@ -157,6 +157,8 @@ class Config:
             )
         schedules.refuse(self)
         trust.refuse(self)
+        if hasattr(self, "dp_clip"):
+            private.refuse(self)
         lanes = ("clients_per_round",) if self.schedule == "sync" else ()
         for small in (*lanes, "eval_clients", "final_clients", "client_batch"):
             if getattr(self, small) > self.num_clients:

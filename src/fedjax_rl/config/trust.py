@@ -1,11 +1,9 @@
-"""What of compression, privacy, attacks, robust rules and secure sums does not fit together, told before any work.
+"""What of compression, attacks, robust rules and secure sums does not fit together, told before any work.
 
 Imports neither jax nor mujoco, so that a mistake is answered at once.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 from fedjax_rl.host.exits import ConfigError
@@ -43,10 +41,6 @@ BY_COUNT: tuple[str, ...] = ("median", "trimmed", "krum", "multi_krum", "bulyan"
 BY_COUNT += tuple(rule for rule in NEEDS if rule.startswith("nnm+"))
 
 
-# Rules that are told how many lie.
-COUNTING = tuple(rule for rule in NEEDS if rule not in ("median", "geomed", "bucket+geomed"))
-
-
 def is_private(config: Any) -> bool:
     """Is there differential privacy, of the server or of each client?"""
     return getattr(config, "dp_clip", 0.0) > 0
@@ -82,8 +76,6 @@ def refuse(config: Any) -> None:
     _refuse_rule(config)
     _refuse_compression(config)
     _refuse_secure_sum(config)
-    if hasattr(config, "dp_clip"):
-        _refuse_privacy(config)
 
 
 def _refuse_selection(config: Any) -> None:
@@ -208,120 +200,3 @@ def _refuse_secure_sum(config: Any) -> None:
             f"{what} = {getattr(config, what)}: a sum of one message is that message, and hides nothing; sums need two "
             "clients or more (clients_per_round, wait_for, buffer, secagg_min)"
         )
-
-
-def _refuse_privacy(config: Any) -> None:
-    unused = {"dp_noise": 0.0, "dp_epsilon": 0.0, "dp_noise_kind": "white", "dp_quantile": 0.0, "dp_population": 0}
-    if not config.dp_clip:
-        for name, nothing in {**unused, "dp_where": "central"}.items():
-            if getattr(config, name) != nothing:
-                raise ConfigError(f"{name} = {getattr(config, name)!r}: only with dp_clip; set that, or leave it")
-        return
-    if not config.dp_epsilon and not config.dp_noise:
-        raise ConfigError("dp_clip: dp_epsilon = 0 and dp_noise = 0; give one of them")
-    n = config.dp_population or config.num_clients
-    if config.dp_population and config.dp_population < config.num_clients:
-        raise ConfigError(
-            f"dp_population = {config.dp_population}: must be at least num_clients = {config.num_clients}, or 0"
-        )
-    if config.dp_delta * n >= 1:
-        name = "dp_population" if config.dp_population else "num_clients"
-        raise ConfigError(f"dp_delta = {config.dp_delta}: must be below 1/{name} = {1 / n:g}, such as {0.1 / n:g}")
-    if config.schedule == "async":
-        raise ConfigError("dp_clip: not with schedule = 'async': no accountant covers who arrives when; use 'sync'")
-    for why in _misfits_local(config) if config.dp_where == "local" else _misfits_central(config):
-        raise ConfigError(why)
-
-
-def _misfits_local(config: Any) -> Iterator[str]:
-    for name, nothing in {"dp_noise_kind": "white", "dp_quantile": 0.0, "dp_population": 0}.items():
-        if getattr(config, name) != nothing:
-            yield f"{name} = {getattr(config, name)!r}: not with dp_where = 'local', whose clients add white noise"
-
-
-def _misfits_central(config: Any) -> Iterator[str]:
-    if config.attack in READING:
-        yield (
-            f"dp_clip: not with attack = {config.attack!r}: its liars send on what they read of the honest, so that "
-            "one client moves the sum by more than dp_clip; take sign_flip, or dp_where = 'local'"
-        )
-    if config.aggregator != "mean":
-        yield (
-            f"dp_clip: not with aggregator = {config.aggregator!r}: its sensitivity is not bounded by "
-            "dp_clip/clients_per_round; set aggregator = 'mean', or dp_where = 'local'"
-        )
-    if config.dp_noise_kind == "banded":
-        if config.selection != "cyclic":
-            yield f"dp_noise_kind = 'banded': needs selection = 'cyclic', not {config.selection!r}"
-        if config.dp_quantile:
-            yield f"dp_quantile = {config.dp_quantile}: not with banded noise, which needs one clip for the whole run"
-        if config.num_clients == config.clients_per_round:
-            yield "dp_noise_kind = 'banded': with all clients in every round a band is one round; use 'white'"
-    if config.dp_population and (config.selection != "poisson" or config.dp_noise_kind != "white"):
-        yield f"dp_population = {config.dp_population}: needs selection = 'poisson' and white noise"
-    if config.dp_population and config.dp_quantile:
-        yield f"dp_quantile = {config.dp_quantile}: not with dp_population, whose clients have no norms; set it to 0"
-    if config.selection == "poisson" and config.kinds:
-        yield "selection = 'poisson': not with kinds, which stand in fixed blocks"
-    share = (config.wait_for / config.clients_per_round if config.wait_for else 1.0) * (1.0 - config.dropout)
-    low, high = 0.5 - share / 2, 0.5 + share / 2
-    if config.dp_quantile and not low < config.dp_quantile < high:
-        yield (
-            f"dp_quantile = {config.dp_quantile}: only {share:.0%} of the clients come, and the others count as half "
-            f"above and half below the clip, which would run away; choose one between {low:g} and {high:g}"
-        )
-    sigma = config.clients_per_round / 20  # of the noisy count below the clip, as in `private`
-    if config.dp_quantile and config.dp_noise >= 2 * sigma:
-        yield (
-            f"dp_quantile = {config.dp_quantile}: the noisy quantile takes all of dp_noise = {config.dp_noise} from "
-            f"{2 * sigma:g} (clients_per_round / 10) on; lower dp_noise, raise clients_per_round, or set it to 0"
-        )
-
-
-def notices(config: Any) -> list[str]:
-    """What a person should know of a legal combination, a line each."""
-    lines = [f"{name} = {getattr(config, name)}: does nothing {unless}" for name, unless in _idle(config)]
-    rule, n = config.aggregator, together(config)
-    if rule in COUNTING and config.byzantine and not malicious(config.byzantine, n):
-        lines.append(
-            f"aggregator = {rule!r}: byzantine = {config.byzantine} of {n} messages is not one, so that no liar is "
-            "expected; raise byzantine, or the number of messages"
-        )
-    if config.aggregator in BY_COUNT and config.stragglers:
-        lines.append(f"aggregator = {config.aggregator!r}: weights are ignored; who straggles counts like the others")
-    if config.secagg_bits and config.selection == "poisson" and not is_private(config) and not config.secagg_min:
-        lines.append(
-            "selection = 'poisson': rounds of fewer than two thirds of clients_per_round are void, because a secure "
-            "sum of few is not opened; secagg_min sets how few"
-        )
-    if is_private(config) and config.server in ("adam", "reddi", "as_printed", "yogi", "rmsprop"):
-        lines.append(
-            f"server = {config.server!r}: it divides by the size of its input, and so by the noise; sgd and avgm do not"
-        )
-    if is_private(config) and config.dropout:
-        lines.append(
-            f"dropout = {config.dropout}: the private sum is divided by clients_per_round, whoever came, so steps are "
-            "that much smaller; a larger server_lr makes up for it"
-        )
-    return lines
-
-
-def _idle(config: Any) -> Iterator[tuple[str, str]]:
-    """(An option that is not at its default, without what it does nothing)."""
-    needs = {
-        "attack_share": ("without an attack", config.attack != "none"),
-        "attack_strength": ("without an attack", config.attack != "none"),
-        "byzantine": (
-            f"with aggregator = {config.aggregator!r}",
-            config.aggregator not in ("mean", "centered_clip", "norm_clip"),
-        ),
-        **dict.fromkeys(
-            ("compress_ratio", "compress_bits", "compress_rank"),
-            ("without compress", getattr(config, "compress", "none") != "none"),
-        ),
-        "speed_ratio": (f"with speed = {config.speed!r}", config.speed not in ("equal", "sqrt")),
-    }
-    defaults = {item.name: item.default for item in fields(config)}
-    for name, (unless, is_used) in needs.items():
-        if name in defaults and not is_used and getattr(config, name) != defaults[name]:
-            yield name, unless

@@ -142,10 +142,7 @@ def restore(
     """
     kept = steps(directory)
     if step is not None and kept and step not in kept:
-        there = ", ".join(map(str, sorted(kept)))
-        raise NoCheckpoint(
-            f"no checkpoint of round {step} in {directory}; there are those of {there}", directory.parent
-        )
+        raise NoCheckpoint(f"no checkpoint of round {step} in {directory}; there are {sorted(kept)}", directory.parent)
     wanted = [s for s in kept if at_most is None or s <= at_most]
     lost = [s for s in digest.unfinished(directory) if step is None and s > max(wanted, default=-1)]
     rejected = [f"checkpoint {directory / str(s)} rejected: it has no digest, so its saving did not end" for s in lost]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_rl.config import ConfigError, trust
+from fedjax_rl.config.notices import notices
 from fedjax_rl.federation import accountant
 
 
@@ -107,7 +108,7 @@ def with_noise(config: Any, begun: Any) -> Any:
 
 def remarks(config: Any) -> list[str]:
     """What a person should know of a run before it begins: of its privacy, and of what goes together badly."""
-    lines = trust.notices(config)
+    lines = notices(config)
     if not trust.is_private(config):
         return lines
     if trust.is_central(config) and config.selection in ("uniform", "stratified", "by_kind"):
