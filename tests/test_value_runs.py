@@ -134,7 +134,7 @@ MESSAGES = {
         "compress": "top_k",
         "compress_ratio": 0.2,
         "attack": "sign_flip",
-        "aggregator": "median",
+        "aggregator": "geomed",
         "dropout": 0.2,
     },
     "asynchronous": {"schedule": "async", "restart": "update", "buffer": 2, "clients_per_round": 0, "keep": "replay"},
