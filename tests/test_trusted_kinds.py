@@ -45,6 +45,7 @@ def attacked(rows, bad, name):
     """Rows [M, d] with those of the malicious replaced, by the formulas of the papers."""
     honest = rows[~bad]
     lie = {"ipm": -honest.mean(axis=0), "alie": honest.mean(axis=0) - 2 * honest.std(axis=0, ddof=1)}
+    lie["sign_flip"] = -2 * rows
     return np.where(bad[:, None], lie[name], rows)
 
 
@@ -107,11 +108,12 @@ def test_a_consensus_of_unlike_networks_is_that_of_what_each_says(values, combin
 def test_a_map_learned_by_unlike_networks_moves_by_what_each_sends(private):
     """What each client sends is computed one by one; the rest in NumPy."""
     trusted = {"dp_clip": 0.05, "dp_noise": 1e-6, "dp_delta": 0.01} if private else {"aggregator": "trimmed"}
-    trusted |= {"server": "sgd", "server_lr": 1.0, "attack": "alie", "attack_strength": 2.0}
+    attack = "sign_flip" if private else "alie"
+    trusted |= {"server": "sgd", "server_lr": 1.0, "attack": attack, "attack_strength": 2.0}
     run, before, after, _, bad = first_round(built("fedstrategy", **trusted))
     places, work = run.simulation.cohort(before)[1:], jax.jit(run.simulation.work)
     rows = np.stack([work(*jax.tree.map(lambda x, i=i: x[i], places))[0].message.ravel() for i in range(6)])
-    sent = attacked(rows, bad, "alie")
+    sent = attacked(rows, bad, attack)
     norms = np.linalg.norm(sent, axis=1, keepdims=True)
     clipped = (sent * np.minimum(1.0, 0.05 / norms)).mean(axis=0)
     want = clipped if private else np.sort(sent, axis=0)[1:-1].mean(axis=0)
