@@ -380,6 +380,15 @@ def test_a_directory_that_another_process_took_meanwhile_is_refused_and_unchange
         assert after == before
 
 
+def test_a_name_through_a_directory_that_was_new_still_leads_to_the_run(tmp_path):
+    with locking.writer(tmp_path / "a" / ".." / "b"):
+        (tmp_path / "b" / "config.toml").touch()
+    assert (tmp_path / "a" / ".." / "b" / "config.toml").exists()
+    with locking.writer(tmp_path / "c" / "d"):
+        pass
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_start_beside_one_that_has_only_its_lock_changes_nothing(tmp_path, capsys):
     with locking.writer(tmp_path / "run"):
         assert go(SMALL, tmp_path / "run") == 2

@@ -114,6 +114,6 @@ def _tidied(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for item in new:
-            with suppress(OSError):  # one that is not empty is somebody's by now
+        with suppress(OSError):  # one that is not empty is somebody's by now, and what leads there stays ('a/../b')
+            for item in new:
                 item.rmdir()
