@@ -275,8 +275,8 @@ def test_sizes_that_are_none_are_refused_by_training_and_by_the_check_of_environ
 
 def test_sizes_as_ours_have_them_are_sound():
     for name in ("navigation", "finite/random"):  # continuous and discrete actions
-        refuse_unsound(make_env(name), name)
-    refuse_unsound(env()._replace(spec=env().spec._replace(init_inputs=125)), "of a lineage")
+        assert refuse_unsound(make_env(name), name) is None
+    assert refuse_unsound(env()._replace(spec=env().spec._replace(init_inputs=125)), "of a lineage") is None
 
 
 def test_a_guest_is_refused_before_anything_is_written(fresh, tmp_path, capsys):

@@ -138,10 +138,17 @@ def test_every_name_that_can_be_typed_exists():
         compress.compressor(name, ratio=0.1, bits=8, rank=2)
 
 
-def test_what_goes_together_is_not_refused():
-    config.build("fmrl", {"compress": "top_k", "feedback": "ef21", "aggregator": "median"})
-    config.build("fmrl", {**DP, "attack": "mimic", "dp_where": "local"})
-    config.build("fmrl", {**DP, "attack": "sign_flip", "dp_quantile": 0.7, "dropout": 0.3})
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"compress": "top_k", "feedback": "ef21", "aggregator": "median"},
+        {**DP, "attack": "mimic", "dp_where": "local"},
+        {**DP, "attack": "sign_flip", "dp_quantile": 0.7, "dropout": 0.3},
+    ],
+)
+def test_what_goes_together_is_taken_as_it_was_given(values):
+    made = vars(config.build("fmrl", values))
+    assert {key: made[key] for key in values} == values
 
 
 def test_a_secure_sum_that_waits_for_some_is_opened_by_two_thirds_of_them():
