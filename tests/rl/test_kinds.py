@@ -75,7 +75,19 @@ def test_a_mixed_problem_samples_and_learns_like_its_kinds():
     problem = mixed_problem(make(mixed_policy(POLICIES, BLOCK)), list(map(make, POLICIES)), BLOCK, None)
     params, rows = clients(4)
     tasks, keys = ENV.sample_tasks(jax.random.key(1), 4), jax.random.split(jax.random.key(2), 4)
-    batch, stats = jax.jit(jax.vmap(problem.sample))(params, tasks, keys)
+    sample = jax.jit(jax.vmap(problem.sample))
+    loops = [line for line in sample.lower(params, tasks, keys).as_text().splitlines() if "stablehlo.while" in line]
+    assert loops and not [line for line in loops if f"x{rows.size}x" in line]  # rows are cut up before the steps
+    batch, stats = sample(params, tasks, keys)
+    some = jnp.array([3, 0])  # fewer than a cohort: any kinds in any order
+    few, shown = jax.jit(jax.vmap(problem.sample))(*jax.tree.map(lambda x: x[some], (params, tasks, keys)))
+    np.testing.assert_allclose(few.obs, batch.obs[some], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shown.returned, stats.returned[some], rtol=1e-4)
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (params, tasks, keys))  # and two cohorts
+    np.testing.assert_allclose(jax.jit(jax.vmap(problem.sample))(*twice)[0].obs[4:], batch.obs, rtol=1e-4, atol=1e-4)
+    order = jnp.array([0, 2, 1, 3])
+    shown = jax.jit(jax.vmap(problem.sample))({**params, "kind": params["kind"][order]}, tasks, keys)[1]
+    np.testing.assert_array_equal(shown.nonfinite_envs, [0, 3, 3, 0])  # NaN at the place of another kind ends its episodes
     learn = jax.jit(jax.vmap(jax.value_and_grad(problem.loss)))
     padded = [line for line in learn.lower(params, batch).as_text().splitlines() if "stablehlo.pad" in line]
     assert not [line for line in padded if f"x{rows.size}x" in line]  # padding to a row takes more than half of a round

@@ -128,7 +128,7 @@ def _recorder(
     """
     size = env.spec.observation_size
     loaded = lambda state: state._replace(obs=jnp.concatenate([state.obs, of(state)]))
-    blind = policy._replace(apply=lambda params, obs: policy.apply(params, obs[:, :size]), bind=None)
+    blind = policy._replace(apply=lambda params, obs: policy.apply(params, obs[:, :size]), cohort=None)
 
     def record(params, task, key):
         recorded = jax.eval_shape(lambda: of(env.reset(key, task))).shape[0]

@@ -74,12 +74,18 @@ def _mapped(fns: list[Callable], block: Sequence[int], at_once: int | None) -> C
 
 
 def _segments(fns: list[Callable], expected: np.ndarray, at_once: int | None, kinds: Array, rows: list[Array]) -> Tree:
-    places = [at for k in range(len(fns)) if len(at := np.flatnonzero(expected == k))]
-    used = [fn for k, fn in enumerate(fns) if (expected == k).any()]
-    parts = [
-        jax.vmap(chunked(fn, at_once))([_picked(x, at) for x in rows]) for fn, at in zip(used, places, strict=True)
-    ]
-    back = np.argsort(np.concatenate(places), kind="stable")
+    parts = [jax.vmap(chunked(fns[k], at_once))([_picked(x, at) for x in rows]) for k, at in _places(expected)]
+    return _together(parts, kinds, expected)
+
+
+def _places(expected: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The kinds that there are among clients of the expected kinds, and where each is."""
+    return [(int(k), np.flatnonzero(expected == k)) for k in np.unique(expected)]
+
+
+def _together(parts: list[Tree], kinds: Array, expected: np.ndarray) -> Tree:
+    """What was computed kind by kind, in the order of the clients; NaN for one that is not of the expected kind."""
+    back = np.argsort(np.concatenate([at for _, at in _places(expected)]), kind="stable")
     right = kinds == expected
 
     def whole(*of_kinds: Array) -> Array:
@@ -90,7 +96,7 @@ def _segments(fns: list[Callable], expected: np.ndarray, at_once: int | None, ki
 
 
 def _picked(x: Array, at: np.ndarray) -> Array:
-    """x[at]. Neighbours are a slice, which is not copied: parameters would be, in every step of an episode."""
+    """x[at]; a slice where they are neighbours."""
     first, last = int(at[0]), int(at[-1]) + 1
     return x[first:last] if np.array_equal(at, np.arange(first, last)) else x[at]
 
@@ -137,22 +143,54 @@ def mixed_policy(policies: Sequence[Policy], block: Sequence[int]) -> Policy:
       block: as for `by_kind`.
     """
     rows = Rows([policy.init for policy in policies])
-    apply = by_kind([_on_rows(rows, k, policy.apply) for k, policy in enumerate(policies)], block)
+    of_row = by_kind([_on_rows(rows, k, policy.apply) for k, policy in enumerate(policies)], block)
+    of_cohort = _of_cohort([policy.apply for policy in policies], block)
 
-    def act(params: Params, obs: Array) -> Tree:
+    def apply(params: Params, obs: Array) -> Tree:
         chex.assert_rank(obs, 2)
-        return apply(params["kind"], params["row"], obs)
+        if "nets" in params:
+            return of_cohort(params["kind"], params["nets"], obs)
+        return of_row(params["kind"], params["row"], obs)
 
-    bound = by_kind(
-        [lambda trees, obs, k=k, one=one: one.apply(trees[k], obs) for k, one in enumerate(policies)], block
-    )
+    def cohort(act: Callable) -> Callable:
+        call = jax.custom_batching.custom_vmap(act)
 
-    def bind(params: Params) -> Callable[[Array], Tree]:
-        # a row is cut up once, as if it were of every kind: in every step of an episode it would be copied
-        trees = [rows.tree(k, params["row"]) for k in range(len(policies))]
-        return functools.partial(bound, params["kind"], trees)
+        @call.def_vmap
+        def rule(size: int, batched: Any, params: Params, *args: Tree) -> tuple[Tree, Tree]:
+            axes = [jax.tree.map(lambda is_row: 0 if is_row else None, one) for one in batched]
+            if size >= len(block) and all(batched[0].values()):
+                # here, and not in every step: XLA's CPU compiler takes nothing out of a loop
+                places = _places(np.resize(block, size))
+                nets = [jax.vmap(functools.partial(rows.tree, k))(_picked(params["row"], at)) for k, at in places]
+                params, axes[0] = {"kind": params["kind"], "nets": nets}, {"kind": 0, "nets": None}
+            out = jax.vmap(act, in_axes=tuple(axes))(params, *args)
+            return out, jax.tree.map(lambda _: True, out)
 
-    return Policy(rows.init, act, policies[0].distribution, bind)
+        return call
+
+    return Policy(rows.init, apply, policies[0].distribution, cohort)
+
+
+def _of_cohort(fns: Sequence[Callable], block: Sequence[int]) -> Callable:
+    """(kind, the parameters of all M clients, kind by kind, x) -> fns[kind](its own, x), mapped over the clients."""
+
+    @jax.custom_batching.custom_vmap
+    def call(kind: Array, nets: list[Params], x: Array) -> Tree:
+        # one client alone does not know which of them is its own
+        del kind
+        first = fns[_places(np.asarray(block))[0][0]](jax.tree.map(lambda leaf: leaf[0], nets[0]), x)
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), first)
+
+    @call.def_vmap
+    def rule(size: int, batched: Any, kinds: Array, nets: list[Params], x: Array) -> tuple[Tree, Tree]:
+        if not batched[2]:  # the same first observation for everyone
+            x = jnp.broadcast_to(x, (size, *x.shape))
+        expected = np.resize(block, size)
+        parts = [jax.vmap(fns[k])(own, _picked(x, at)) for own, (k, at) in zip(nets, _places(expected), strict=True)]
+        out = _together(parts, kinds, expected)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call
 
 
 def mixed_problem(mixed: Problem, problems: Sequence[Problem], block: Sequence[int], at_once: int | None) -> Problem:

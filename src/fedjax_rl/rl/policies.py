@@ -29,13 +29,14 @@ class Policy(NamedTuple):
       apply: (parameters, obs [B, O]) -> the head of the distribution, leaves [B, ...]. The head of the Gaussian is
         (mean [B, A], log_std [B, A]).
       distribution: what a head means: how actions are drawn, and their log-probability. The Gaussian by default.
-      bind: parameters -> (obs -> head), which is `apply` with what need be done but once in an episode. None: nothing.
+      cohort: f(parameters, ...) -> f, for an f that acts. Where f is mapped over clients, their parameters may be made
+        ready together, once for all of its steps. None: nothing is made ready.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[[Params, Array], Tree]
     distribution: Distribution = GAUSSIAN
-    bind: Callable[[Params], Callable[[Array], Tree]] | None = None
+    cohort: Callable[[Callable], Callable] | None = None
 
 
 def xavier_uniform(fan_in: int) -> Callable[..., Array]:

@@ -5,7 +5,6 @@ clients, and one matrix product a layer. Where a step costs a call of the host, 
 when no episode is left.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,10 +114,8 @@ def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, T
         # All the noise in one draw: a draw a step would cost a hash kernel in every turn of the loop.
         noise = says.noise(key_noise, (horizon, episodes, size), start.obs.dtype)
 
-        look = policy.bind(params) if policy.bind else functools.partial(policy.apply, params)
-
         def act(obs: Array, eps: Array) -> tuple[Array, Array]:
-            head = look(obs)
+            head = policy.apply(params, obs)
             action = says.act(head, eps)
             return action, says.log_prob(head, action)
 
@@ -136,4 +133,4 @@ def make_rollout(env: Env, policy: Policy, episodes: int) -> Callable[[Params, T
             _, steps = jax.lax.scan(step, (start, ~start.done), noise)
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
 
-    return rollout
+    return policy.cohort(rollout) if policy.cohort else rollout
