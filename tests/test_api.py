@@ -112,6 +112,7 @@ def test_mistakes_are_named(run):
         ({"grid": {"server": "sgd"}}, "grid: server = 'sgd': must be a list of values"),
         ({"seeds": []}, "seeds: give one or more"),
         ({"seeds": 2}, r"seeds = 2: must be several, such as range\(2\)"),
+        ({"seeds": np.int64(2)}, r"seeds = 2: must be several, such as range\(2\)"),
         ({"halvings": 21}, "--halvings 21: must be an integer, 0 to 20"),
         ({"halvings": 1.0}, "--halvings 1.0: must be an integer, 0 to 20"),
     ):

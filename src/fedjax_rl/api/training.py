@@ -127,7 +127,7 @@ def sweep(
             raise ConfigError(f"grid: {key} = {swept!r}: must be a list of values, such as [{swept!r}]")
         if len(swept) == 0:
             raise ConfigError(f"grid: {key} has no values; give one or more")
-    if isinstance(seeds, int):
+    if not isinstance(seeds, Iterable):
         raise ConfigError(f"seeds = {seeds}: must be several, such as range({seeds}) or [{seeds}]")
     if not (numbers := list(seeds)):
         raise ConfigError("seeds: give one or more, such as range(3)")
