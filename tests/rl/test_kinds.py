@@ -87,7 +87,7 @@ def test_a_mixed_problem_samples_and_learns_like_its_kinds():
     np.testing.assert_allclose(jax.jit(jax.vmap(problem.sample))(*twice)[0].obs[4:], batch.obs, rtol=1e-4, atol=1e-4)
     order = jnp.array([0, 2, 1, 3])
     shown = jax.jit(jax.vmap(problem.sample))({**params, "kind": params["kind"][order]}, tasks, keys)[1]
-    np.testing.assert_array_equal(shown.nonfinite_envs, [0, 3, 3, 0])  # NaN at the place of another kind ends its episodes
+    np.testing.assert_array_equal(shown.nonfinite_envs, [0, 3, 3, 0])  # a NaN ends its episodes
     learn = jax.jit(jax.vmap(jax.value_and_grad(problem.loss)))
     padded = [line for line in learn.lower(params, batch).as_text().splitlines() if "stablehlo.pad" in line]
     assert not [line for line in padded if f"x{rows.size}x" in line]  # padding to a row takes more than half of a round
