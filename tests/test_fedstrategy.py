@@ -236,6 +236,8 @@ def test_a_critic_cannot_be_tuned():
     env = make_env("navigation")
     with pytest.raises(ValueError, match="tunable: a critic's values"):
         make_problem(env, mlp(env.spec, hidden=(3,)), episodes=2, tunable=True, critic=mlp_critic(env.spec))
+    with pytest.raises(ValueError, match="reduction must be 'mean'"):
+        make_problem(env, mlp(env.spec, hidden=(3,)), episodes=2, tunable=True, reduction="sum")
 
 
 def test_unlike_networks_learn_as_each_by_itself():

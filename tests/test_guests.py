@@ -205,6 +205,18 @@ UNSOUND = {
     "reset gives numbers that are not finite": env(
         lambda key, task: EnvState((), jnp.full(2, jnp.nan), jnp.zeros(()), jnp.zeros((), bool)), lambda s, a, t: s
     ),
+    "reset gives numbers that are not finite, or beyond 1e+10, in physics['seen']; an episode would be over there": env(
+        lambda key, task: EnvState(
+            {"n": jnp.ones((), jnp.int32), "seen": jnp.full(3, -jnp.inf)},
+            jnp.zeros(2),
+            jnp.zeros(()),
+            jnp.zeros((), bool),
+        ),
+        lambda s, a, t: s,
+    ),
+    "step gives numbers that are not finite, or beyond 1e+10, in reward; an episode would be over there": env(
+        step=lambda s, a, t: s._replace(reward=jnp.full((), 2e10))
+    ),
     "step fails: ZeroDivisionError: division by zero (test_guests.py, line ": env(step=lambda s, a, t: 1 / 0),
     "step fails: JSONDecodeError: Expecting value: line 1 column 1 (char 0) (test_guests.py, line ": env(
         step=lambda s, a, t: json.loads("x")

@@ -39,7 +39,6 @@ PLAIN = """
 """
 
 CHANGES = {
-    "activations": ('<motor name="drive" joint="knee" gear="3"/>', '<general joint="knee" dyntype="integrator"/>'),
     "actuator biastype": ('<motor name="drive" joint="knee" gear="3"/>', '<position joint="knee"/>'),
     "actuator gain": ('<motor name="drive" joint="knee" gear="3"/>', '<general joint="knee" gainprm="2"/>'),
     "motor forcerange": ('gear="3"', 'forcerange="-1 1" forcelimited="true"'),

@@ -147,6 +147,17 @@ def test_policies_that_share_their_keys_share_a_reset(rolled):
     assert np.abs(shared.reward[1] - shared.reward[0]).max() > 0.1
 
 
+def test_two_rollouts_of_one_key_in_one_program_are_each_whole(rolled):
+    """The compiler merges their equal resets into one, so that both have the same ticket."""
+    _, keys, params, out, (rollout, _, tasks) = rolled
+    first, second = (jax.tree.map(lambda x: x[m], params) for m in (0, 1))
+    both = jax.jit(lambda p, q: [rollout(one, tasks[0], keys[0, 0]) for one in (p, q)])(first, second)
+    for mine in both:
+        np.testing.assert_array_equal(mine.mask, out.mask[0, 0])
+    alone = jax.jit(rollout)(second, tasks[0], keys[0, 0])
+    np.testing.assert_array_equal(both[1].reward, alone.reward)
+
+
 def test_what_is_not_finite_is_over():
     keys = jax.random.split(jax.random.key(3), 6)
     seeds = seeds_of(reset_keys(keys[0], 4))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from fedjax_rl.types import Array, Key, Task, Tree
 
+LIMIT = 1e10  # a simulation beyond it has diverged, as MuJoCo's own check has it
+
 
 class EnvSpec(NamedTuple):
     """What of an environment never changes.
@@ -43,7 +45,8 @@ class EnvState(NamedTuple):
     There is no automatic reset: the rollout masks whatever follows `done`.
 
     Attributes:
-      physics: what the environment needs for the next step, any pytree.
+      physics: what the environment needs for the next step, any pytree. Its floats, as those of obs and reward, must be
+        finite and at most LIMIT in size: a rollout ends an episode where they are not.
       obs: [O] float32, what the policy sees.
       reward: () float32, of the last step.
       done: () bool, did the episode end with the last step? That the horizon is reached need not be told: episodes are
@@ -111,3 +114,9 @@ def random_actions(spec: EnvSpec, key: Key, shape: tuple[int, ...]) -> Array:
     if spec.num_actions:
         return jax.random.randint(key, shape, 0, spec.num_actions)
     return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
+
+
+def finite(tree: Tree, episodes: int) -> Array:
+    """[E] bool: is every floating-point entry of an episode at most LIMIT, and a number? tree: leaves [E, ...]."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([(jnp.abs(x) <= LIMIT).reshape(episodes, -1).all(axis=1) for x in leaves]).all(axis=0)

@@ -108,16 +108,16 @@ class Host:
         """The batch that a step is meant for.
 
         Rows of finished episodes keep their t, so that the largest counts; when all are over, none does. One reset may
-        serve many rollouts side by side, as when policies differ and keys do not: more rows than were reset are begun
-        anew from their seeds.
+        serve many rollouts, as when policies differ and keys do not. Side by side they are more rows than were reset;
+        one after the other, the compiler makes one reset of equal ones. Both are begun anew from their seeds.
 
         Raises:
           RuntimeError: there is none, or the step is not its next one.
         """
         key = int(tickets[0]), len(tickets)
-        if t == 0 and key not in self.running:
-            self.start(key[0], seed, task)
         running = self.running.get(key)
+        if t == 0 and (running is None or (running.t > 0 and not running.live.any())):
+            running = self.start(key[0], seed, task)
         if running is None:
             raise RuntimeError(f"{self.name}: more than {MOST_BATCHES} batches of episodes at a time")
         is_next = t == running.t or not running.live.any()

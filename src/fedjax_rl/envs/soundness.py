@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rl.envs.base import Env, EnvSpec, EnvState, idle
+from fedjax_rl.envs.base import LIMIT, Env, EnvSpec, EnvState, finite, idle
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.numerics import root_key
 from fedjax_rl.host.registry import reason
@@ -52,8 +52,18 @@ def refuse_unsound(env: Env, name: str) -> None:
     except (Exception, SystemExit) as error:
         raise _fault(name, "reset or step", error, env.step) from None
     for function, shown in (("reset", start), ("step", after)):
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves((shown.obs, shown.reward))):
-            raise ConfigError(f"{name}: {function} gives numbers that are not finite")
+        _refuse_diverged(name, function, shown)
+
+
+def _refuse_diverged(name: str, function: str, shown: EnvState) -> None:
+    """A rollout ends an episode there, without its reward: it takes the simulation for one that has diverged."""
+    parts = {"obs": shown.obs, "reward": shown.reward, "physics": shown.physics}
+    for (part, *path), x in jax.tree_util.tree_leaves_with_path(parts):
+        if not finite((jnp.asarray(x)[None], jnp.zeros(1)), 1)[0]:  # a zero, for where x is of integers
+            raise ConfigError(
+                f"{name}: {function} gives numbers that are not finite, or beyond {LIMIT:g}, in "
+                f"{part.key}{jax.tree_util.keystr(tuple(path))}; an episode would be over there"
+            )
 
 
 def _refuse_sizes(spec: Any, name: str) -> None:

@@ -72,9 +72,9 @@ def _objective(policy: Policy, reduce: Callable[[Array, Array], Array]) -> Calla
     return objective
 
 
-def _tuned(policy: Policy, discount: float, surrogate: str, baseline: bool, scale: str, reduction: str) -> Tuned:
+def _tuned(policy: Policy, discount: float, surrogate: str, baseline: bool, scale: str) -> Tuned:
     """`tuned` of a problem without a critic; arguments as for `make_problem`."""
-    objective = _objective(policy, REDUCTIONS[reduction])
+    objective = _objective(policy, mean_over_valid)
 
     def limit(batch: Batch, count: Array | float) -> Batch:
         mask = batch.mask & (jnp.arange(len(batch.mask)) < count)[:, None]
@@ -147,7 +147,7 @@ def make_problem(
       The problem.
 
     Raises:
-      ValueError: there is no such surrogate, scale or reduction; or `tunable` with a critic.
+      ValueError: there is no such surrogate, scale or reduction; or `tunable` with a critic or a sum.
 
     >>> import jax
     >>> from fedjax_rl.rl.policies import gaussian_mlp
@@ -167,6 +167,8 @@ def make_problem(
             raise ValueError(f"unknown {option} {value!r}; one of {', '.join(legal)}")
     if tunable and critic is not None:
         raise ValueError("tunable: a critic's values do not follow a strategy's advantages; leave the critic out")
+    if tunable and reduction != "mean":
+        raise ValueError("tunable: the episodes of a loss that is tuned are not all there; reduction must be 'mean'")
     reduce = REDUCTIONS[reduction]
     objective = _objective(policy, reduce)
     rollout, one_episode = make_rollout(env, policy, episodes), make_rollout(env, policy, 1)
@@ -225,5 +227,5 @@ def make_problem(
 
     more: dict[str, Any] = {"say": say, "divergence": divergence, "distance": distance, "walk": make_walk(env, says)}
     if tunable:
-        more["tuned"] = _tuned(policy, discount, surrogate, baseline, scale, reduction)
+        more["tuned"] = _tuned(policy, discount, surrogate, baseline, scale)
     return Problem(init, sample, loss, **more, **_comparisons(policy), server_sample=server_sample)

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_rl.envs.base import Env, EnvState
+from fedjax_rl.envs.base import Env, EnvState, finite
 from fedjax_rl.rl.policies import Policy
 from fedjax_rl.types import Array, Key, Params, Task, Tree
 
@@ -33,15 +33,6 @@ class Trajectory(NamedTuple):
     reward: Array
     mask: Array
     frozen: Array
-
-
-LIMIT = 1e10  # a simulation beyond it has diverged, as MuJoCo's own check has it
-
-
-def finite(tree: Tree, episodes: int) -> Array:
-    """[E] bool: is every floating-point entry of an episode at most LIMIT, and a number? tree: leaves [E, ...]."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([(jnp.abs(x) <= LIMIT).reshape(episodes, -1).all(axis=1) for x in leaves]).all(axis=0)
 
 
 def _select(keep: Array, new: Tree, old: Tree) -> Tree:

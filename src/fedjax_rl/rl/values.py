@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rl import trees
-from fedjax_rl.envs.base import Env, EnvSpec, EnvState
+from fedjax_rl.envs.base import Env, EnvSpec, EnvState, finite
 from fedjax_rl.rl.distributions import GREEDY
 from fedjax_rl.rl.policies import HIGHEST, Policy
-from fedjax_rl.rl.rollout import finite, make_rollout
+from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.rl.surrogates import mean_over_valid
 from fedjax_rl.types import Array, Key, Params, Stats, Task, Transition, Tree, ValueProblem
 

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_rl.envs.base import Env, EnvState, idle
+from fedjax_rl.envs.base import Env, EnvState, finite, idle
 from fedjax_rl.rl.distributions import Distribution
-from fedjax_rl.rl.rollout import finite
 from fedjax_rl.types import Array, Key, Tree, Walk
 
 _APART = 0x7A5C  # of an episode's key: no environment splits its own into so many, so that no draw of it is the task's
@@ -36,7 +35,10 @@ def make_walk(env: Env, distribution: Distribution) -> Walk:
 
     def first(begun_by: Array) -> tuple[EnvState, Tree]:
         key = jax.random.wrap_key_data(begun_by)
-        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, _APART), 1))
+        key_task, key_number = jax.random.split(jax.random.fold_in(key, _APART))
+        # of two: where tasks go by the client's number, as two directions do, the first one's is always the same
+        number = jax.random.randint(key_number, (), 0, 2)
+        task = jax.tree.map(lambda x: x[number], env.sample_tasks(key_task, 2))
         return env.reset(key, task), task
 
     def start(key: Key) -> Steps:

@@ -17,10 +17,17 @@ import mujoco
 import numpy as np
 
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
+from fedjax_rl.envs.physics.features import features, refuse_state
 from fedjax_rl.types import Array
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that the optional package `warp` is missing
     from mujoco import mjx
+
+# What MuJoCo has and MJX passes over without a word. It refuses more by itself.
+UNKNOWN = (
+    *("dof_dampingpoly", "jnt_stiffnesspoly", "geom_surfacevel", "pair_adhesion"),
+    *("actuator_armature", "actuator_dampingpoly", "actuator_damping"),
+)
 
 
 def inverse_weights(model: mujoco.MjModel) -> Callable[[Array, Array], tuple[Array, Array]]:
@@ -56,8 +63,15 @@ def inverse_weights(model: mujoco.MjModel) -> Callable[[Array, Array], tuple[Arr
 
 
 def make_mjx(model: Model) -> Physics:
-    """`model` on MJX. A diverged simulation shows as non-finite qpos and qvel."""
+    """`model` on MJX. A diverged simulation shows as non-finite qpos and qvel.
+
+    Raises:
+      ValueError: the robot has what MJX does not carry.
+    """
     compiled = mujoco.MjModel.from_xml_string(model.xml)
+    refuse_state(compiled)
+    for found in features(compiled, UNKNOWN):
+        raise ValueError(f"MJX does not carry {found}; choose the backend native")
     compiled.opt.iterations = model.mjx_iterations
     compiled.opt.ls_iterations = model.mjx_ls_iterations
     device_model = mjx.put_model(compiled, impl="jax")

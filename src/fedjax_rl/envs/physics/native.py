@@ -26,6 +26,7 @@ from mujoco.batch import Batch, SimulationError
 
 from fedjax_rl.envs.callback import host_call
 from fedjax_rl.envs.physics import Factors, Model, Physics, PhysicsState, scaled
+from fedjax_rl.envs.physics.features import refuse_state
 from fedjax_rl.host.cores import cores
 
 _CACHED_BATCHES = 8
@@ -76,8 +77,9 @@ class _Stepper:
     """
 
     def __init__(self, model: mujoco.MjModel, frame_skip: int):
-        if model.na:
-            raise ValueError("models with actuator activations are not supported")
+        refuse_state(model)
+        if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+            raise ValueError("C MuJoCo in batches does not put bodies to sleep; leave out the flag sleep")
         self.model, self.frame_skip = model, frame_skip
         self.width = model.nq + 2 * model.nv
         self.batches: OrderedDict[tuple[int, bool], Batch] = OrderedDict()

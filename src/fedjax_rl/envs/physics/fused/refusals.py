@@ -3,34 +3,10 @@
 import mujoco
 import numpy as np
 
+from fedjax_rl.envs.physics.features import features, refuse_state
+
 _J, _G = mujoco.mjtJoint, mujoco.mjtGeom
 
-# A field of mjModel that must be zero (or empty) -> what the MJCF calls what is there otherwise.
-_MUST_BE_ZERO = {
-    "na": "actuator activations (dyntype)",
-    "neq": "equality constraints",
-    "ntendon": "tendons",
-    "nflex": "flex",
-    "nplugin": "plugins",
-    "nmocap": "mocap bodies",
-    "body_gravcomp": "gravcomp",
-    "dof_frictionloss": "joint frictionloss",
-    "dof_dampingpoly": "a polynomial joint damping",
-    "jnt_pos": "joint pos (an anchor away from the body's origin)",
-    "jnt_stiffnesspoly": "a polynomial joint stiffness",
-    "nplastic": "plastic joint springs",
-    "jnt_actfrclimited": "joint actuatorfrcrange",
-    "geom_surfacevel": "geom surfacevel",
-    "pair_gap": "pair gap",
-    "pair_adhesion": "pair adhesion",
-    "pair_solreffriction": "pair solreffriction",
-    "actuator_forcelimited": "motor forcerange",
-    "actuator_armature": "actuator armature",
-    "actuator_damping": "actuator damping",
-    "actuator_dampingpoly": "a polynomial actuator damping",
-    "actuator_delay": "actuator delay",
-    "actuator_biastype": "actuator biastype (a motor has none)",
-}
 _OPTIONS_MUST_BE = {
     "integrator": (mujoco.mjtIntegrator.mjINT_EULER, "option integrator other than Euler"),
     "density": (0, "option density (fluid forces)"),
@@ -54,14 +30,13 @@ def why_not(xml: str) -> str:
 
 def refuse(m: mujoco.MjModel) -> None:
     """Raise ValueError naming the first feature of the model that the generated step would not have."""
+    refuse_state(m)
     for found in _refusals(m):
-        raise ValueError(f"fused physics does not carry {found}; choose the backend native or mjx")
+        raise ValueError(f"fused physics does not carry {found}; choose the backend native")
 
 
 def _refusals(m: mujoco.MjModel):
-    for field, feature in _MUST_BE_ZERO.items():
-        if np.any(getattr(m, field, 0)):
-            yield feature
+    yield from features(m)
     for field, (value, feature) in _OPTIONS_MUST_BE.items():
         if getattr(m.opt, field, value) != value:
             yield feature
