@@ -201,6 +201,7 @@ def test_a_resume_refuses_fewer_rounds_and_goes_on_with_a_diverged_run(run, tmp_
         run.resume(rounds=1, quiet=True)
     shutil.copytree(run.path, tmp_path / "run")
     (tmp_path / "run" / "diverged.json").write_text('{"round": 2}')
+    assert fr.load(tmp_path / "run").diverged == 2
     again = fr.load(tmp_path / "run").resume(rounds=3, quiet=True)
     assert again.history["round"].tolist() == [1, 2, 3] and not (again.path / "diverged.json").exists()
 

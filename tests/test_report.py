@@ -68,6 +68,23 @@ def test_seeds_are_one_group_in_their_order(two):
     np.testing.assert_array_equal(fmrl.scores("eval"), [noise(seed, shift=1.0) for seed in range(5)])
 
 
+def test_seeds_that_diverged_are_counted_and_named(two, capsys):
+    for path in (two / "a/seed1", two / "a/seed4"):
+        rundir.mark_diverged(path, 2)
+    code, out, err = call(capsys, two)
+    assert code == 0 and "| 3, 2 diverged |" in out and "seeds that diverged are in no number" in out
+    assert f"{two / 'a/seed1'} diverged in round 2: it has no returns" in err
+    fmrl, fedavg = finished.gather([two], lambda line: None)
+    assert (fmrl.seeds, fmrl.diverged, fedavg.diverged) == ([0, 2, 3], (1, 4), ())
+    for options in (("--format", "csv"), ("--format", "latex"), ("--json",)):
+        assert "diverged" in call(capsys, two, *options)[1]
+    assert [row["diverged"] for row in tables.rows([two], lambda line: None)][:2] == [2, 0]
+    for seed in (0, 2, 3):
+        rundir.mark_diverged(two / f"a/seed{seed}", 2)
+    code, out, err = call(capsys, two / "a")
+    assert code == 2 and "all runs diverged" in err and out == ""
+
+
 def test_groups_come_as_their_first_runs_are_named(two):
     assert labels(two) == ["fmrl", "fedavg"]
     assert labels(two / "b/deep/seed1", two) == ["fedavg", "fmrl"]

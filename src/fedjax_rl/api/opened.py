@@ -44,6 +44,11 @@ class Run:
         return rundir.open_run(self.path)
 
     @property
+    def diverged(self) -> int | None:
+        """The round in which the server's state ceased to be finite; None: it did not."""
+        return rundir.diverged(self.path)
+
+    @property
     def history(self) -> dict[str, np.ndarray]:
         """Numbers by round: {"round": [R], "env_steps": [R], "train/return/adapt_1": [R], ...}.
 

@@ -24,8 +24,8 @@ class Runs(tuple[Run, ...]):
 
         Returns:
           A row for each group of runs that differ in their seeds alone, and for each kind of clients. Keys: "group",
-          "clients", "seeds", "env_steps", "adapt_0", "adapt_1", ... (mean returns), "adapt_1_ci95" (half of the 95 %
-          interval over seeds), ...
+          "clients", "seeds", "diverged" (so many more seeds, which are in no mean), "env_steps", "adapt_0", "adapt_1",
+          ... (mean returns), "adapt_1_ci95" (half of the 95 % interval over seeds), ...
         """
         return tables.rows([run.path for run in self], output.inform)
 
@@ -108,7 +108,7 @@ def sweep(
       loggers: as for `train`; give a class, so that each run has its own.
 
     Returns:
-      The runs that went to the last round.
+      The runs that went to the last round, and those that diverged on the way (`Run.diverged`).
 
     Raises:
       ConfigError: a value, a key of the grid, or the directory, is not what it has to be.
@@ -137,7 +137,7 @@ def sweep(
         named = sweeps.members(config, grid or {}, numbers, directory, halvings)
         members = runner.begin_sweep(named, directory, halvings)
         left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
-    return Runs(Run(path) for path in left if not (path / rundir.DIVERGED).exists())
+    return Runs(Run(path) for path in left)
 
 
 def load(directory: str | PathLike[str]) -> Run:

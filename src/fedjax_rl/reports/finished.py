@@ -17,7 +17,10 @@ class LeftOut(Exception):
 
 
 class FinishedRun(NamedTuple):
-    """A run whose last evaluation was made; `config.rounds` is the round of that evaluation."""
+    """A run whose last evaluation was made; `config.rounds` is the round of that evaluation.
+
+    One that diverged has no returns.
+    """
 
     path: Path
     config: Config
@@ -26,10 +29,11 @@ class FinishedRun(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Runs of one configuration, one a seed, in the order of their seeds."""
+    """Runs of one configuration, one a seed, in the order of their seeds; and the seeds that diverged on the way."""
 
     label: str
     runs: tuple[FinishedRun, ...]
+    diverged: tuple[int, ...] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -128,6 +132,12 @@ def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Setting]:
         raise ConfigError(f"no run has a final evaluation to report ({why}); finish one with: fedjax-rl resume RUN")
     for line in left_out:
         warn(line)
+    lost = [run for run in runs if not run.returns]
+    runs = [run for run in runs if run.returns]
+    for run in lost:
+        warn(f"{run.path} diverged in round {rundir.diverged(run.path)}: it has no returns")
+    if not runs:
+        raise ConfigError("all runs diverged, so there is nothing to report; try a smaller --server-lr or --inner-lr")
     for run in runs:
         missing = run.config.rounds - len(run.rounds)
         if missing:
@@ -138,8 +148,14 @@ def gather(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Setting]:
     together: dict[tuple, list[FinishedRun]] = {}
     for run in runs:
         together.setdefault(tuple(_identity(run).items()), []).append(run)
+    gone: dict[tuple, set[int]] = {}
+    for run in lost:
+        gone.setdefault(tuple(_identity(run).items()), set()).add(run.config.seed)
     labels = _labels([dict(key) for key in together])
-    return [Setting(label, _by_seed(members)) for label, members in zip(labels, together.values(), strict=True)]
+    return [
+        Setting(label, _by_seed(members), tuple(sorted(gone.get(key, ()))))
+        for label, (key, members) in zip(labels, together.items(), strict=True)
+    ]
 
 
 def find(root: Path) -> list[Path]:
@@ -156,7 +172,7 @@ def find(root: Path) -> list[Path]:
 
 
 def read(path: Path) -> FinishedRun:
-    """A run from its text files alone.
+    """A run from its text files alone; one that diverged without its returns.
 
     Raises:
       LeftOut: it has no final evaluation, or a file is not what was written.
@@ -169,6 +185,8 @@ def read(path: Path) -> FinishedRun:
         raise LeftOut(explain(error)) from None
     except ConfigError as error:
         raise LeftOut(str(error)) from None
+    if rundir.diverged(path):
+        return FinishedRun(path, config, {}, rounds)
     if not final:
         raise LeftOut("it has no final evaluation")
     last = final[-1]
@@ -183,12 +201,12 @@ def read(path: Path) -> FinishedRun:
 def _identity(run: FinishedRun) -> dict[str, Any]:
     """What separates groups: the algorithm and every value that decides the result, but the seed.
 
-    Runs that ended by their time may have unlike rounds.
+    Runs that ended by their time, or would have, may have unlike rounds.
     """
     config = run.config
     names = [item.name for item in fields(config) if item.name not in EXECUTION | {"seed"}]
     found: dict[str, Any] = {"algorithm": config.algorithm, **{name: getattr(config, name) for name in names}}
-    if run.rounds and config.is_out_of_time(run.rounds[-1]):
+    if run.rounds and (config.is_out_of_time(run.rounds[-1]) or (config.max_time and not run.returns)):
         found["rounds"] = "by time"
     return found
 

@@ -68,15 +68,23 @@ def _in_common(groups: Sequence[Setting]) -> list[str]:
 
 
 def record(group: Setting, first: Setting, name: str) -> dict[str, Any]:
-    """One row as numbers: {"group", "backend", "clients", "seeds", "num_clients", "env_steps", "adapt_0", ...}.
+    """One row as numbers: {"group", "backend", "clients", "seeds", "diverged", "num_clients", "env_steps", "adapt_0",
+    ...}.
 
+    `diverged`: so many more seeds, which are in no other number.
     `iqm`, `worst_10` and `p_first_better` are of the returns after one step. What cannot be said (intervals of one
     seed, the first group's chance against itself or without a seed in common, a step not taken) is missing or None.
     """
     scores = group.scores(name)  # [S, N, k+1]
     seeds, count, columns = scores.shape
     row: dict[str, Any] = {"group": group.label, "backend": group.runs[0].config.backend, "clients": CLIENTS[name]}
-    row |= {"seeds": seeds, "num_clients": count, "env_steps": group.env_steps(), **group.clock()}
+    row |= {
+        "seeds": seeds,
+        "diverged": len(group.diverged),
+        "num_clients": count,
+        "env_steps": group.env_steps(),
+        **group.clock(),
+    }
     for j in range(columns):
         row |= _over_seeds(f"adapt_{j}", scores[:, :, j].mean(axis=1))
     if columns > 1:
@@ -110,7 +118,7 @@ def _about(env: str, rows: Sequence[dict[str, Any]]) -> str:
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """A line a group and kind of clients, at full precision; empty where there is no number."""
     steps = [f"adapt_{j}" for j in range(_columns(rows))]
-    header = ["group", "backend", "clients", "seeds", "num_clients", "env_steps", *_clocked(rows)]
+    header = ["group", "backend", "clients", "seeds", "diverged", "num_clients", "env_steps", *_clocked(rows)]
     header += [part for name in (*steps, "worst_10") for part in (name, f"{name}_ci95")]
     header += [part for name in ("iqm", "p_first_better") for part in (name, f"{name}_low", f"{name}_high")]
     text = io.StringIO()
@@ -153,7 +161,8 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     table = [["run", "seeds", "clients", "env steps", *times, *steps, "IQM", "worst 10 %", "P(first row better)"]]
     for row in rows:
         size = f"{row['env_steps']:,}" if row["env_steps"] else "-"
-        cells = [row["group"], str(row["seeds"]), str(row["num_clients"]), size]
+        seeds = f"{row['seeds']}, {row['diverged']} diverged" if row["diverged"] else str(row["seeds"])
+        cells = [row["group"], seeds, str(row["num_clients"]), size]
         cells += [f"{row[name]:.1f}" if name in row else "-" for name in clocked]
         cells += [_interval(row, name, 1) for name in (*[f"adapt_{j}" for j in range(len(steps))], "iqm", "worst_10")]
         table.append([*cells, _interval(row, "p_first_better", 2)])
@@ -182,7 +191,8 @@ def _columns(rows: Sequence[dict[str, Any]]) -> int:
 
 
 def _note(rows: Sequence[dict[str, Any]]) -> str:
-    return NOTE + ("; 1 seed: no interval" if any(row["seeds"] == 1 for row in rows) else "")
+    one = "; 1 seed: no interval" if any(row["seeds"] == 1 for row in rows) else ""
+    return NOTE + one + ("; seeds that diverged are in no number" if any(row["diverged"] for row in rows) else "")
 
 
 def _latex(cell: str) -> str:

@@ -221,6 +221,11 @@ def mark_diverged(path: Path, round: int) -> None:
     write_text(path / DIVERGED, json.dumps({"round": round}) + "\n")
 
 
+def diverged(path: Path) -> int | None:
+    """The round in which the run ceased to be finite, or None."""
+    return json.loads(read_text(path / DIVERGED))["round"] if (path / DIVERGED).exists() else None
+
+
 def has_checkpoint(path: Path) -> bool:
     """Is there a finished step, good or not? Needs no jax, so that a run without one is refused at once."""
     return bool(digest.steps(path / CHECKPOINTS))
