@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl import api, cli, config
+from fedjax_rl import cli, config
+from fedjax_rl.api import training
 from fedjax_rl.cli import commands
 from fedjax_rl.runs import assemble, checkpoint, loop, memory, records, rundir, runner, scoring, sweep
 from fedjax_rl.runs.arrays import state_hash
@@ -186,7 +187,7 @@ def test_a_sweep_of_python_keeps_the_runs_that_diverged(tmp_path, breaking, caps
     breaking(0.05)
     few = {"num_clients": 4, "clients_per_round": 2, "episodes": 2, "hidden": (4,), "rounds": 3, "new_clients": 0}
     given = {"preset": "tiny", "seeds": [0], "grid": {"server_lr": [0.01, 0.1]}, "out": tmp_path / "sweep"}
-    runs = api.sweep("fedavg", "navigation", **given, **few, quiet=True)
+    runs = training.sweep("fedavg", "navigation", **given, **few, quiet=True)
     assert [run.diverged for run in runs] == [None, 3]
     assert [row["group"] for row in runs.report()] == ["fedavg"]
     assert "diverged in round 3: it has no returns" in capsys.readouterr().err
