@@ -93,7 +93,7 @@ def env_steps(c: config.Config) -> int:
 def run(scale: Scale, members: Members, out: Path) -> None:
     """Bring all members to their end, those that can share a program together."""
     from experiments import jobs
-    from experiments.reuse import reuse
+    from experiments.reuse import on_one_engine, reuse
     from fedjax_rl.host import signals
     from fedjax_rl.runs import runner
     from fedjax_rl.runs.progress import Reporter
@@ -102,7 +102,7 @@ def run(scale: Scale, members: Members, out: Path) -> None:
     try:
         if taken := reuse(members, out, scale.reuse):
             reporter.say(f"taken from finished runs: {', '.join(taken)}")
-        paths = {out / name: c for name, c in members.items()}
+        paths = {out / name: c for name, c in on_one_engine(members, out).items()}
         side_by_side = scale.jobs > 1
         lost = jobs.run_members(paths, scale.jobs, reporter) if side_by_side else runner.run_members(paths, reporter)
     except (signals.Interrupted, signals.Stopped) as signal:

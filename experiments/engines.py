@@ -3,9 +3,9 @@
     python -m experiments.engines [--out DIR] [--envs ENV ...]
 
 FMRL at its presets, engine against engine, seed by seed: returns of all 200 clients before adaptation and after one,
-two and three steps. The table has each engine's mean over seeds, the quartiles of its seeds' means, and the two-sided
-Mann-Whitney test of the one's seeds against the other's. A comparison that was stopped goes on where OUT/engines.json
-ends, whose figures must be of the same configurations.
+two and three steps. The table has each engine's mean over seeds, the quartiles of its seeds' means, and the difference
+of the two, paired over seeds, whose tasks both share: a 95 % t-interval and the two-sided p-value. A comparison that
+was stopped goes on where OUT/engines.json ends, whose figures must be of the same configurations.
 """
 
 import hashlib
@@ -107,10 +107,10 @@ def means(row: dict) -> list[float]:
 
 def table(by_engine: dict[str, dict[str, list[float]]]) -> list[str]:
     """One environment: a row for each step of adaptation."""
-    values = {engine: np.array(list(seeds.values())) for engine, seeds in by_engine.items()}  # [seeds, k+1]
+    values = {engine: np.array([seeds[seed] for seed in sorted(seeds, key=int)]) for engine, seeds in by_engine.items()}
     lines = [", ".join(f"{len(seeds)} seeds on {engine}" for engine, seeds in by_engine.items()), ""]
-    lines += ["| steps | " + " | ".join(f"{engine} | its quartiles" for engine in ENGINES) + " | Mann-Whitney p |"]
-    lines.append("|---" * 6 + "|")
+    lines += ["| steps | " + " | ".join(f"{engine} | its quartiles" for engine in ENGINES) + " | fused - native | p |"]
+    lines.append("|---" * 7 + "|")
     for j in range(values[ENGINES[0]].shape[1]):
         columns = [v[:, j] for v in values.values()]
         cells = [
@@ -121,8 +121,10 @@ def table(by_engine: dict[str, dict[str, list[float]]]) -> list[str]:
                 " / ".join(f"{q:.1f}" for q in np.quantile(column, [0.25, 0.5, 0.75])),
             )
         ]
-        p = scipy.stats.mannwhitneyu(*columns, alternative="two-sided").pvalue
-        lines.append(f"| {j} | " + " | ".join(cells) + f" | {p:.2f} |")
+        test = scipy.stats.ttest_rel(*reversed(columns))
+        low, high = test.confidence_interval(0.95)
+        difference = f"{np.mean(columns[1] - columns[0]):.1f} [{low:.1f}, {high:.1f}]"
+        lines.append(f"| {j} | " + " | ".join(cells) + f" | {difference} | {test.pvalue:.2f} |")
     return lines
 
 

@@ -201,7 +201,16 @@ def table(returns: Mapping[str, np.ndarray], published: Mapping[str, Any], note:
 def draw(returns: Mapping[str, np.ndarray], path: Path, title: str, note: str) -> None:
     """Mean return of the ten agents over their episodes, SMOOTH at a time, with a band over seeds."""
     figure, axes = pyplot().subplots(figsize=(7, 4.2))
-    for label in ("NoFed", "DPA corrected", "placebo d=5", "d=5 shared", "d=5 own", "d=2 shared", "d=2 own"):
+    for label in (
+        "NoFed",
+        "DPA published",
+        "DPA corrected",
+        "placebo d=5",
+        "d=5 shared",
+        "d=5 own",
+        "d=2 shared",
+        "d=2 own",
+    ):
         if label not in returns:
             continue
         smooth = np.stack([np.convolve(row, np.ones(SMOOTH) / SMOOTH, mode="valid") for row in returns[label]])

@@ -28,8 +28,8 @@ def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> lis
 
     A run serves when its training has the same values and its evaluations hold those asked for: as many steps of
     adaptation or more, of the same clients, and the same ones between rounds. What was not asked for is cut off. Where
-    the engine is left to `auto`, any serves. Its records come with it, its checkpoints do not; reused.json names the
-    source.
+    the engine is left to `auto`, any serves; see `on_one_engine`. Its records come with it, its checkpoints do not;
+    reused.json names the source.
     """
     missing = {name: c for name, c in members.items() if not (out / name).exists()}
     found = [] if not missing else [(path, rundir.open_run(path)) for source in sources for path in runs(source)]
@@ -40,6 +40,16 @@ def reuse(members: dict[str, Config], out: Path, sources: Sequence[Path]) -> lis
             copy(path, out / name, asked)
             taken.append(name)
     return taken
+
+
+def on_one_engine(members: dict[str, Config], out: Path) -> dict[str, Config]:
+    """The members; those that are not begun on the engine of the runs in `out`, with which they will be compared."""
+    engines = {rundir.open_run(file.parent).backend for file in out.rglob(rundir.CONFIG)} - {"auto"}
+    if len(engines) != 1:
+        return members
+    [engine] = engines
+    moved = lambda name, c: c.backend == "auto" and not (out / name).exists()
+    return {name: replace(c, backend=engine) if moved(name, c) else c for name, c in members.items()}
 
 
 def runs(source: Path) -> list[Path]:

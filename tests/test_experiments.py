@@ -126,6 +126,10 @@ def test_of_a_run_that_is_taken_only_what_was_asked_for_is_kept(tmp_path):
     assert row["final"] and row["eval/returns"] == [[0.0, 10.0]]
     assert [key for key in row if "adapt_" in key] == ["eval/return/adapt_0", "eval/return/adapt_1"]
     assert common.curve(tmp_path / "out", name, "eval/return/adapt_1") == {2: 10.0}
+    # what is compared with it and has not begun has its engine, unless it asks for another
+    others = {name: c, "auto": c, "mjx": replace(c, backend="mjx")}
+    engines = [c.backend for c in reuse.on_one_engine(others, tmp_path / "out").values()]
+    assert engines == ["auto", "native", "mjx"] and reuse.on_one_engine(others, tmp_path / "none") == others
     more = replace(c, new_clients=4), replace(c, final_clients=c.num_clients - 1)
     assert not any(reuse.serves(done, c) for done in more)
 
@@ -399,13 +403,16 @@ def test_the_efficient_preset_is_run_on_seeds_that_it_was_not_chosen_on(env, sca
         assert len(members) == 10 and steps == (16_000_000 if env.startswith("ant/") else 8_000_000)
 
 
-def test_engines_are_compared_by_ranks():
-    """Of the 20 ways to choose three ranks of six, two are as far apart as 1, 2, 3 and 4, 5, 6: p = .10."""
-    by_engine = {"native": {str(s): [s, 0.0] for s in (1, 2, 3)}, "fused": {str(s): [s, 0.0] for s in (4, 5, 6)}}
+def test_engines_are_compared_seed_by_seed():
+    """Differences of 1, 2 and 3: mean 2, standard error .577, t = 3.46, so that p = 1 - t / sqrt(t^2 + 2) = .074."""
+    by_engine = {
+        "native": {str(s): [s, s] for s in (1, 2, 3)},
+        "fused": {str(s): [2 * s, s - s % 2] for s in (3, 1, 2)},
+    }
     title, _, _, _, apart, equal = engines.table(by_engine)
     assert title == "3 seeds on native, 3 seeds on fused"
-    assert apart == "| 0 | 2.0 ± 2.5 | 1.5 / 2.0 / 2.5 | 5.0 ± 2.5 | 4.5 / 5.0 / 5.5 | 0.10 |"
-    assert equal.endswith("| 1.00 |")
+    assert apart == "| 0 | 2.0 ± 2.5 | 1.5 / 2.0 / 2.5 | 4.0 ± 5.0 | 3.0 / 4.0 / 5.0 | 2.0 [-0.5, 4.5] | 0.07 |"
+    assert equal.endswith("| -0.7 [-2.1, 0.8] | 0.18 |")  # t = -2: 1 - 2 / sqrt(6)
 
 
 def test_a_comparison_of_engines_goes_on_where_its_file_ends(tmp_path, monkeypatch):
