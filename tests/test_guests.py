@@ -1,5 +1,6 @@
 """Environments, algorithms, policies and aggregators that are not ours: by place, by entry point, by registration."""
 
+import functools
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from fedjax_rl import cli, config, testing
 from fedjax_rl.algorithms.fedavg import fedavg
+from fedjax_rl.api.registering import register_algorithm
 from fedjax_rl.cli.parse import parse_train
 from fedjax_rl.config import ConfigError
 from fedjax_rl.config.guests import Range, config_of
@@ -103,6 +105,25 @@ def test_a_name_that_exists_is_not_registered_twice(fresh):
     for name in ("fmrl", "mine"):
         with pytest.raises(ConfigError, match=f"algorithm '{name}' exists already"):
             registry.register("algorithm", test_a_name_that_exists_is_not_registered_twice, name)
+
+
+@pytest.mark.parametrize("name", ["my-nav", "gymnax/CartPole-v1", "a:b", "3d"])
+def test_a_name_that_no_run_could_be_opened_by_is_refused(name, fresh):
+    """Hyphens, other people's libraries, module:name: another process would not find what the run was of."""
+    with pytest.raises(ConfigError, match=r"a name is of letters, digits and _, such as '[a-z]"):
+        registry.register("environment", lambda: env(), name)
+
+
+def test_one_factory_under_two_names_has_batches_of_each(fresh):
+    """Bound methods and partials can be registered too, again and again, as in a notebook."""
+    for batches in (1, 2):
+        register_algorithm(gentle, f"gentle_{batches}", batches=batches)
+    assert [config.config_class(f"gentle_{n}")().batches for n in (1, 2)] == [1, 2]
+    for batches in (2, 3):
+        register_algorithm(functools.partial(gentle), "again", batches=batches)
+        assert config.config_class("again")().batches == batches
+    for _ in range(2):
+        registry.register("environment", functools.partial(env), "environment_of_a_partial")
 
 
 def gentle(

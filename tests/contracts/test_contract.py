@@ -10,9 +10,10 @@ from contracts.quadratic import STEPS, federation, make, problem_of, sample_task
 from fedjax_rl import trees
 from fedjax_rl.config import CONFIGS
 from fedjax_rl.federation import evaluate, simulate
+from fedjax_rl.federation.aggregators import mean
 from fedjax_rl.federation.exchange import Wires
 from fedjax_rl.host import registry
-from fedjax_rl.types import Aggregate
+from fedjax_rl.types import Aggregate, Stats
 
 pytestmark = pytest.mark.usefixtures("x64")
 NAMES = tuple(registry.OWN["algorithm"])
@@ -218,3 +219,24 @@ def test_evaluation_follows_the_quadratic(name):
     models = jax.vmap(algorithm.personal_params, in_axes=(None, 0), axis_size=6)(state.server.shared, state.clients)
     apart = np.sum((np.asarray(models["x"]) - np.asarray(state.tasks["u"])) ** 2, axis=1, keepdims=True)
     np.testing.assert_allclose(returns, -0.5 * a * apart * (1 - 0.2 * a) ** (2 * np.arange(4)), rtol=1e-12)
+
+
+def test_a_client_whose_model_is_not_finite_has_no_return():
+    """It takes no step, and 0 may be the best return that there is."""
+    problem, algorithm = problem_of("fedavg"), make("fedavg")
+    still = problem._replace(sample=lambda params, task, key: (params, Stats(jnp.zeros(()), jnp.zeros((), jnp.int32))))
+    spoilt = algorithm._replace(adapt=lambda shared, client, params, batch: {"x": params["x"] / client["n"]})
+    clients, tasks = {"n": jnp.array([1.0, 0.0])}, jnp.ones(2)
+    spoilt = spoilt._replace(personal_params=lambda shared, client: shared)
+    run = evaluate.make_evaluate(lambda values: (still, spoilt))
+    returns = run([()] * 2, {"x": jnp.ones(3)}, clients, tasks, jax.random.key(0))
+    np.testing.assert_array_equal(returns, [[0, 0], [0, np.nan]])
+
+
+def test_run_rounds_takes_no_memory_but_its_states():
+    """The key and the tasks are their owner's: a federation begins from them again."""
+    key, drawn = jax.random.key(0), sample_tasks(jax.random.key(1), 6)
+    options = {"num_clients": 6, "clients_per_round": 3, "aggregator": mean()}
+    simulation = simulate.make_simulation(make("fedavg"), sample_tasks=lambda key, n: drawn, **options)
+    first, second = (simulate.run_rounds(simulation, simulation.init(key), 2)[0] for _ in range(2))
+    np.testing.assert_array_equal(first.server.shared["x"], second.server.shared["x"])

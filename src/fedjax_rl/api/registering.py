@@ -1,7 +1,7 @@
 """Names in this process for environments, algorithms, aggregators and policies of one's own. Imports no jax."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, overload
 
 from fedjax_rl.config import Config
@@ -79,8 +79,13 @@ def register_algorithm(
     """
     if factory is None:
         return partial(register_algorithm, name=name, batches=batches)
-    factory.batches = batches  # type: ignore[attr-defined]
-    return registry.register("algorithm", factory, name)
+
+    @wraps(factory)
+    def counted(*args: Any, **kwargs: Any) -> Any:  # the factory itself may have other names, with other batches
+        return factory(*args, **kwargs)
+
+    counted.batches = batches  # type: ignore[attr-defined]
+    return registry.register("algorithm", counted, name)
 
 
 def register_aggregator(factory: Factory, name: str | None = None) -> Factory:
@@ -100,10 +105,12 @@ def register_aggregator(factory: Factory, name: str | None = None) -> Factory:
     >>> import jax, jax.numpy as jnp
     >>> @register_aggregator
     ... def middle():
-    ...     half = lambda messages: jax.tree.map(lambda m: jnp.median(m, axis=0), messages)
-    ...     return Aggregator(lambda message: (), lambda messages, weights, state, key: (half(messages), state))
-    >>> middle().update(jnp.array([1.0, 2.0, 9.0]), jnp.ones(3), (), None)[0].item()
-    2.0
+    ...     def update(messages, weights, state, key):  # who was not heard has weight 0, and zeros for a message
+    ...         heard = lambda m: jnp.where((weights > 0).reshape(-1, *[1] * (m.ndim - 1)), m, jnp.nan)
+    ...         return jax.tree.map(lambda m: jnp.nanmedian(heard(m), axis=0), messages), state
+    ...     return Aggregator(lambda message: (), update)
+    >>> middle().update(jnp.array([4.0, 5.0, 9.0, 0.0]), jnp.array([1.0, 1.0, 1.0, 0.0]), (), None)[0].item()
+    5.0
     """
     return registry.register("aggregator", factory, name)
 

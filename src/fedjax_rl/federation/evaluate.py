@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fedjax_rl import trees
 from fedjax_rl.federation.placement import jit, map_clients
 from fedjax_rl.types import Algorithm, Array, Key, Problem, Shared, Tree
 
@@ -24,7 +25,8 @@ def make_steps(make: Callable[[Any], tuple[Problem, Algorithm]], mesh: Mesh | No
     Returns:
       start: (values, shared, clients [n], tasks [n]) -> models [n], each client's personal_params.
       column: (values, shared, clients [n], models [n], tasks [n], keys [n]) -> (returns [n], models [n]): E fresh
-        episodes of each model, their mean return, and the model after a step of `adapt` on those episodes.
+        episodes of each model, their mean return, and the model after a step of `adapt` on those episodes. A model that
+        is not finite has the return NaN: no episode of it has a step, and 0 may be the best that there is.
     """
 
     def start(values, shared: Shared, clients: Tree, tasks: Tree):
@@ -36,7 +38,8 @@ def make_steps(make: Callable[[Any], tuple[Problem, Algorithm]], mesh: Mesh | No
 
         def one(client, params, task, client_key):
             batch, stats = problem.sample(params, task, client_key)
-            return stats.returned, algorithm.adapt(shared, client, params, batch)
+            returned = jnp.where(trees.all_finite(params), stats.returned, jnp.nan)
+            return returned, algorithm.adapt(shared, client, params, batch)
 
         return map_clients(one)(clients, models, tasks, keys)
 

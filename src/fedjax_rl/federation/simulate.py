@@ -212,7 +212,8 @@ def first_state(exchange: Exchange, sample_tasks: Callable[[Key, int], Tree], ke
 
     sent = jax.tree.map(each, exchange.uplink.init(message))
     kept = exchange.aggregator.init(message)
-    return State(server, clients, tasks, sent, kept, jnp.zeros((), jnp.int32), key), message
+    state = State(server, clients, tasks, sent, kept, jnp.zeros((), jnp.int32), key)
+    return jax.tree.map(jnp.copy, state), message  # `run_rounds` takes a state's memory: the key's is its owner's
 
 
 def lasting(

@@ -82,9 +82,11 @@ def register(kind: str, factory: Factory, name: str | None = None) -> Factory:
     """Give a factory a name in this process; the name of the function by default.
 
     Raises:
-      ConfigError: another factory has it.
+      ConfigError: another factory has it, or no program could open a run of it by that name (see `recall`).
     """
-    name = name or factory.__name__
+    name = name or getattr(factory, "__name__", type(factory).__name__)
+    if not name.isidentifier():
+        raise ConfigError(f"{kind} {name!r}: a name is of letters, digits and _, such as {_identifier(name)!r}")
     other = _REGISTERED[kind].get(name)
     if name in OWN[kind] or (other is not None and _place(other) != _place(factory)):
         raise ConfigError(f"{kind} {name!r} exists already; choose another name")
@@ -233,4 +235,10 @@ def _at(place: str) -> Any:
 
 
 def _place(factory: Callable) -> tuple[str, str]:
-    return factory.__module__, factory.__qualname__
+    return factory.__module__, getattr(factory, "__qualname__", type(factory).__qualname__)
+
+
+def _identifier(name: str) -> str:
+    """A legal name that is like a name."""
+    legal = re.sub(r"\W+", "_", name).strip("_")
+    return legal if legal.isidentifier() else f"my_{legal}"
