@@ -400,12 +400,6 @@ def test_bytes_follow_from_shapes():
     assert [make(name).num_bytes(one) for name in ("top_k", "random_k", "quantise", "sign")] == [4, 4, 4.5, 4.125]
 
 
-def test_bytes_of_an_ideal_code():
-    assert compress.entropy_bytes(np.repeat([-1, 0, 5, 7], 8)) == 8.0  # 32 numbers of 2 bits
-    assert compress.entropy_bytes(np.zeros((3, 4))) == 0.0
-    assert compress.entropy_bytes(np.array([0, 0, 0, 1])) == pytest.approx((3 * math.log2(4 / 3) + 2) / 8)
-
-
 # --- the way down
 
 

@@ -175,12 +175,6 @@ def model_bytes(shared: Shared, bits: int) -> float:
     return sum(x.size * bits / 8 + 2 * wide_dtype(x).itemsize for x in floats) + others
 
 
-def entropy_bytes(levels: np.ndarray) -> float:
-    """Bytes of n whole numbers in an ideal entropy code, sum of count log2(n / count) / 8 over levels; on the host."""
-    counts = np.unique(levels, return_counts=True)[1]
-    return float(np.sum(counts * np.log2(counts.sum() / counts)) / 8)
-
-
 def _rounded(y: Array, key: Key) -> Array:
     """Each number down or up to a whole one, so that the mean is the number."""
     return jnp.floor(y) + (jax.random.uniform(key, y.shape, y.dtype) < y - jnp.floor(y))

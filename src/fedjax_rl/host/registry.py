@@ -84,7 +84,7 @@ def register(kind: str, factory: Factory, name: str | None = None) -> Factory:
     Raises:
       ConfigError: another factory has it, or no program could open a run of it by that name (see `recall`).
     """
-    name = name or getattr(factory, "__name__", type(factory).__name__)
+    name = str(name or getattr(factory, "__name__", type(factory).__name__))
     if not name.isidentifier():
         raise ConfigError(f"{kind} {name!r}: a name is of letters, digits and _, such as {_identifier(name)!r}")
     other = _REGISTERED[kind].get(name)
