@@ -70,8 +70,8 @@ def yogi(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     typical g of 1e-5, and would make it momentum SGD.
 
     Source: Zaheer et al., "Adaptive Methods for Nonconvex Optimization", NeurIPS 2018, as optax has it. Reddi et al.,
-    "Adaptive Federated Optimization", ICLR 2021, Algorithm 2, have the smoothed change m in v in the place of g, and no
-    bias corrections.
+    "Adaptive Federated Optimization", ICLR 2021, Algorithm 2, have the smoothed change m in the place of g in v, and
+    no bias corrections.
     """
     scaled = optax.scale_by_yogi(b1=0.9, b2=0.999, eps=1e-8, initial_accumulator_value=1e-16)
     return optax.chain(scaled, optax.scale_by_learning_rate(learning_rate))
