@@ -52,6 +52,9 @@ def test_a_whole_run_goes_on_is_evaluated_and_reported(unpacked, capsys):
     assert main(["report", str(run), "--format", "csv"]) == 0
     row = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert (row["env_steps"], row["num_clients"]) == ("3200", "8")
+    assert main(["resume", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["env_steps"] == 3200
     assert main(["resume", str(run), "--rounds", "3", "--quiet"]) == 0
+    assert "lost" not in capsys.readouterr().err  # it had no participants
     after = (run / "metrics.jsonl").read_bytes()
     assert after.startswith(before) and after.count(b"\n") == 3

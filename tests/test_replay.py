@@ -1,5 +1,7 @@
 """What a run writes down of a client whose numbers ceased to be finite, and what its replay says."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,13 +9,19 @@ import pytest
 from fedjax_rl.cli import main
 from fedjax_rl.config import build
 from fedjax_rl.config.presets import preset
+from fedjax_rl.host import files
 from fedjax_rl.runs import nan_dump, records, rundir
 from fedjax_rl.runs.assemble import initial_state, make_run
 
 SMALL = {"env": "probe/delayed", "hidden": (4,), "episodes": 1, "new_clients": 0, "adapt_steps": 0, "nan_dump": 1}
 
 
-def test_a_replay_is_the_clients_part_of_the_round(tmp_path):
+def killed(descriptor):
+    """os.fsync of a process that does not live to see its file on the disk."""
+    raise KeyboardInterrupt
+
+
+def test_a_replay_is_the_clients_part_of_the_round(tmp_path, monkeypatch):
     config = build("ditto", preset("tiny", "ditto"), {**SMALL, "local_steps": 1})
     run = make_run(config)
     state = initial_state(run)
@@ -21,6 +29,11 @@ def test_a_replay_is_the_clients_part_of_the_round(tmp_path):
     work = jax.jit(run.simulation.work)(*jax.tree.map(lambda x: x[2], rows))
     path = nan_dump.dump(run, config, state, int(ids[2]), tmp_path)
     assert nan_dump.dump(run, config, state, int(ids[3]), tmp_path) is None  # one was asked for
+    monkeypatch.setattr(files.os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):  # what is left of one that was killed is not counted, and hinders nobody
+        nan_dump.dump(run, replace(config, nan_dump=2), state, int(ids[3]), tmp_path)
+    monkeypatch.undo()
+    assert nan_dump.dump(run, replace(config, nan_dump=2), state, int(ids[3]), tmp_path).exists()
     said = nan_dump.replay(path).splitlines()
     assert said[0] == f"client {ids[2]} in round 1: ditto on probe/delayed"
     assert "no operation gives a NaN" in said

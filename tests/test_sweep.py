@@ -271,6 +271,12 @@ def test_mistakes_are_one_line_and_exit_2(line, message, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_seed_of_the_environment_is_refused_as_a_typed_one(capsys, monkeypatch):
+    monkeypatch.setenv("FEDJAX_RL_SEED", "7")
+    assert cli.main(["sweep", "--rounds", "0"]) == 2
+    assert "FEDJAX_RL_SEED: a sweep takes --seeds" in capsys.readouterr().err
+
+
 @pytest.mark.nightly
 def test_the_command_sweeps_reports_and_resumes(capsys, tmp_path):
     small = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()

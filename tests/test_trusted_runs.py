@@ -1,5 +1,6 @@
 """Runs that compress, are attacked, are private: refused in a line, resumed, swept, replayed, reported."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from fedjax_rl import config
 from fedjax_rl.cli import main
-from fedjax_rl.config import ConfigError, trust
+from fedjax_rl.config import ConfigError, presets, trust
 from fedjax_rl.config.notices import notices
-from fedjax_rl.federation import accountant, aggregators, attacks, compress, simulate
+from fedjax_rl.federation import accountant, aggregators, attacks, compress, robust, simulate
 from fedjax_rl.host import registry
 from fedjax_rl.runs import assemble, nan_dump, privacy, records, rundir, runner, trusting
 from fedjax_rl.runs.progress import Reporter
@@ -177,11 +179,61 @@ def test_what_is_legal_but_should_be_known_is_said():
     assert "byzantine = 0.2 of 4 messages is not one" in said(aggregator="trimmed", **few)
     assert "is not one" not in said(aggregator="trimmed", byzantine=0.25, **few)
     assert "is not one" not in said(aggregator="median", **few)
-    idle = {"attack_share": 0.5, "attack_strength": 2.0, "byzantine": 0.3, "compress_ratio": 0.1, "speed_ratio": 9.0}
-    used = {"attack": "ipm", "aggregator": "trimmed", "compress": "quantise", "speed": "linear"}
-    for key, value in idle.items():
-        assert f"{key} = {value}: does nothing with" in said(**{key: value})
-    assert "does nothing" not in said(**idle, **used)
+
+
+UNLIKE = {
+    "plain": ("fmrl", {}),
+    "late": ("fedavg", {"schedule": "async", "staleness": "hinge", "speed": "linear", "critic": "federated"}),
+    "older": ("fedavg", {"schedule": "async", "staleness": "polynomial", "surrogate": "log"}),
+    "attacked": ("fedavg", {"attack": "ipm", "aggregator": "fedpg_br"}),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_what_a_round_does_not_read_is_said_to_do_nothing_and_nothing_else_is(case):
+    """Numbers are inputs of a round's program, which shows whether it reads them; 0 turns off what a number is for."""
+    algorithm, values = UNLIKE[case]
+    few = {"env": "probe/delayed", "hidden": (4,), "num_clients": 6, "clients_per_round": 3, "episodes": 2}
+    made = config.build(algorithm, {**few, **values})
+    group = assemble.make_group([made])
+    numbers = {key: np.float32([value]) for key, value in vars(made).items() if isinstance(value, float) and value}
+    states = jax.eval_shape(lambda: assemble.initial_states(group))
+    shapes = (states, jax.ShapeDtypeStruct((1,), bool), numbers)
+    traced = jax.make_jaxpr(lambda *inputs: assemble.round_of(group, *inputs))(*shapes).jaxpr
+    _, is_read = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    idle = {key for key, used in zip(sorted(numbers), is_read[-len(numbers) :], strict=True) if not used}
+    said = {key for key in numbers if says_idle(key, replace(made, **{key: 0.75 * getattr(made, key)}))}
+    assert said == idle - {"inner_lr"}  # which is an evaluation's too
+    assert {"dp_delta", "compress_ratio"} < said
+
+
+def says_idle(key, made):
+    return any(line.startswith(f"{key} = {getattr(made, key)}: does nothing with") for line in notices(made))
+
+
+def test_what_a_rule_takes_and_a_coding_has_is_not_said_to_do_nothing():
+    few = {"num_clients": 40, "clients_per_round": 20}
+    for rule in ("mean", *trust.ROBUST):
+        taken = inspect.signature(registry.find("aggregator", rule)).parameters
+        for key in ("clip_radius", "filter_sigma"):
+            made = config.build("fmrl", {"aggregator": rule, key: 0.5, **few})
+            assert says_idle(key, made) == (key not in taken)
+        assert not (says_idle("byzantine", replace(made, byzantine=0.1)) and "byzantine" in taken)
+    guest = {"aggregator": f"{robust.__name__}:centered_clip", "clip_radius": 0.5, "filter_sigma": 0.5}
+    assert not notices(config.build("fmrl", guest))
+    few_bits = ("quantise", "top_k+quantise")
+    read = {"compress_ratio": trust.SPARSE, "compress_bits": few_bits, "compress_rank": ("low_rank",)}
+    for key, value in {"compress_ratio": 0.1, "compress_bits": 4, "compress_rank": 3}.items():
+        for name in trust.COMPRESSORS:
+            assert says_idle(key, config.build("fmrl", {"compress": name, key: value})) == (name not in read[key])
+    assert not says_idle("dp_delta", config.build("fmrl", {**DP, "dp_delta": 1e-6}))
+
+
+def test_no_preset_sets_what_does_nothing():
+    for algorithm in config.CONFIGS:
+        for name in presets.PRESETS:
+            said = notices(config.build(algorithm, presets.preset(name, algorithm)))
+            assert not any("does nothing" in line for line in said), (algorithm, name, said)
 
 
 def test_what_a_cohort_of_fixed_size_costs_is_said():

@@ -12,15 +12,18 @@ import subprocess
 import sys
 import termios
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from fedjax_rl import cli, config, statistics
-from fedjax_rl.host import exits, files, output, signals
+from fedjax_rl.config.sources import to_toml
+from fedjax_rl.host import exits, files, numerics, output, signals
 from fedjax_rl.reports import finished
-from fedjax_rl.runs import digest, locking, loop, records, rundir, runner
+from fedjax_rl.runs import digest, locking, loop, mending, records, rundir, runner
 
 SMALL = "--env probe/delayed --preset tiny --hidden 4 --episodes 3 --new-clients 0 --eval-every 0 --quiet".split()
 
@@ -147,6 +150,47 @@ def test_evaluations_that_are_lost_are_said(tmp_path, capsys):
     assert [row["round"] for row in records.sound(path / "eval.jsonl")] == [1, 3, 4, 5]
 
 
+@pytest.mark.parametrize("rounds", [(), ("--rounds", "6")])
+def test_a_damaged_line_of_participants_is_named_by_every_command(rounds, run, capsys):
+    path, fault = run / "participants.jsonl", "participants.jsonl line 2: is not what was written, by its crc32"
+    line = path.read_bytes().splitlines(keepends=True)[1]
+    lines_with(path, 1, line.replace(b"[", b"[9", 1))
+    assert fault in call(capsys, "show", run)[1]
+    assert f"{run} is left out: {fault}" in refused(capsys, "report", run)
+    code, _, err = call(capsys, "resume", run, *rounds, "--quiet")
+    assert code == 0 and fault in err and "participants.jsonl lacks rounds 2: their records are lost" in err
+    assert [row["round"] for row in records.sound(path)] == [1, *range(3, 7 if rounds else 6)]
+    assert call(capsys, "resume", run, "--quiet")[2] == ""
+
+
+def test_participants_that_are_all_lost_are_said_where_metrics_say_that_there_were_some(run, capsys):
+    (run / "participants.jsonl").unlink()
+    code, _, err = call(capsys, "resume", run, "--rounds", "6", "--quiet")
+    assert code == 0 and "participants.jsonl lacks rounds 1 to 5: their records are lost" in err
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "lost"),
+    [
+        ({"eval_every": 1, "max_time": 2.0, "speed": "linear"}, {}, "1"),  # ended by its time in round 2
+        ({"eval_every": 1, "rounds": 2}, {"rounds": 4}, "1"),  # stopped in its last evaluation, and prolonged
+        ({"eval_every": 0}, {"eval_every": 1}, ""),
+        ({"eval_every": 1}, {"eval_every": 0}, "1 to 2"),
+    ],
+)
+def test_evaluations_that_never_were_are_not_said_to_be_lost(then, now, lost, tmp_path, capsys):
+    begun = config.build("fmrl", {"env": "probe/delayed", "rounds": 4, **then})
+    rundir.create(tmp_path, begun)
+    for number in (1, 2):
+        times = {"sys/round_s": 1.0, "sys/env_steps_per_s": 1.0, "clock/time": float(number)}
+        rundir.append(tmp_path / "metrics.jsonl", {"round": number, **times})
+    digest.write(tmp_path / "ckpt", {"step": 2, "score": None, "files": {}, "config": to_toml(begun)})
+    said = []
+    mending.go_back(tmp_path, replace(begun, **now), 2, said.append)
+    wanted = f"{tmp_path / 'eval.jsonl'} lacks rounds {lost}: their records are lost, the run is not"
+    assert said == ([wanted] if lost else [])
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl"])
 def test_records_that_cannot_be_read_cost_no_other_record(name, run, capsys):
     """The step of the last round is gone, whose record would be dropped, and made again."""
@@ -156,6 +200,16 @@ def test_records_that_cannot_be_read_cost_no_other_record(name, run, capsys):
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert f"{run / name}: Is a directory" in refused(capsys, "resume", run, "--rounds", "7", "--quiet", code=1)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_quiet_evaluation_makes_no_remark(run, capsys):
+    (run / "ckpt/5.digest.json").unlink()
+    numerics._say.cache_clear()
+    with jax.debug_infs(True):
+        quiet = call(capsys, "eval", run, "--quiet")
+        code, loud, err = call(capsys, "eval", run)
+    assert code == 0 and "5 rejected: it has no digest" in err and "ignored, since no result" in err
+    assert quiet == (0, loud, "") and "round 4" in loud
 
 
 # Line 3: config.toml believed
@@ -270,6 +324,10 @@ def test_a_member_without_its_configuration_is_named_by_report_and_goes_on(swept
         ("--grid save_every=1,2", "save_every cannot be swept"),
         ("--grid final_clients=1,2", "final_clients cannot be swept"),
         ("--seeds 0:100000000000", "100,000,000,000 runs; a sweep takes at most 10,000"),
+        ("--seeds 0:99999999999999999999999", "runs; a sweep takes at most 10,000"),
+        (f"--seeds -{'9' * 4300}:{'9' * 4300}", "runs; a sweep takes at most 10,000"),
+        ("--seeds 5000000000", "seed = 5000000000: must be an integer, 0 to 2.14748e+09"),
+        ("--seeds -1", "seed = -1: must be an integer"),
         ("--seeds 0:9000 --grid inner_lr=.1,.2", "18,000 runs"),
     ],
 )

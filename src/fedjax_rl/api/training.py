@@ -1,6 +1,7 @@
 """New runs, and runs by their directories."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def sweep(
     >>> [row["group"] for row in runs.report() if row["clients"] == "all"]
     ['fedavg server_lr=0.01', 'fedavg server_lr=0.1']
     """
+    if "seed" in values:
+        raise ConfigError(f"seed = {values['seed']!r}: a sweep takes seeds, such as range(5) or [0, 3, 7]")
     config = _configured(algorithm, env, preset, values)
     legal = sweeps.sweepable(config)
     for key, swept in (grid or {}).items():
@@ -129,7 +132,7 @@ def sweep(
             raise ConfigError(f"grid: {key} has no values; give one or more")
     if not isinstance(seeds, Iterable):
         raise ConfigError(f"seeds = {seeds}: must be several, such as range({seeds}) or [{seeds}]")
-    if not (numbers := list(seeds)):
+    if not (numbers := list(islice(seeds, sweeps.MOST_MEMBERS + 1))):  # more are refused, and may be without end
         raise ConfigError("seeds: give one or more, such as range(3)")
     reporter, hooks = Reporter(quiet), Hooks(tuple(loggers), tuple(callbacks))
     with locking.directory(Path(out) if out is not None else None, config, "sweep") as directory:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from fedjax_rl.host import output, signals
 from fedjax_rl.host.exits import DONE, NO_CHECKPOINT, UNHEARD, CannotWrite
 from fedjax_rl.host.files import explain
 from fedjax_rl.host.numerics import pinned
-from fedjax_rl.reports.finished import spent
+from fedjax_rl.reports.finished import FinishedRun, positions, spent
 from fedjax_rl.reports.tables import report
 from fedjax_rl.runs import (
     checkpoint,
@@ -56,17 +56,22 @@ def resume(options: ResumeOptions) -> int:
         last, rows = scoring.finals(options.run)[-1], records.read(options.run / rundir.METRICS).rows
         returns = {name: last[f"{name}/returns"] for name in records.EVALUATED if f"{name}/returns" in last}
         summaries = {name: statistics.summarise(some) for name, some in returns.items()}
-        _print_json(options.run, done, rows[-1]["env_steps"] if rows else None, 0.0, summaries)
+        steps = int(positions(FinishedRun(options.run, config, {}, rows), "env_steps")[-1]) if rows else None
+        _print_json(options.run, done, steps, 0.0, summaries)
     return _how_heard({options.run: config})
 
 
-@pinned()
 def evaluate(options: EvalOptions) -> int:
     """A table of returns at one checkpoint."""
+    with pinned(options.quiet):
+        return _evaluate(options)
+
+
+def _evaluate(options: EvalOptions) -> int:
     config = rundir.open_run(options.run)
     config = replace(config, backend=options.backend or config.backend)
     run = make_run(config)
-    restored = _restored(run, options)
+    restored = _restored(run, options, (lambda line: None) if options.quiet else _warn)
     steps = config.adapt_steps if options.adapt_steps is None else options.adapt_steps
     evaluation = scoring.make_evaluation(run, options.rates(config.inner_lr), steps, options.model)
     if options.clients == "new":
@@ -91,7 +96,7 @@ def render(options: RenderOptions) -> int:
     from fedjax_rl.reports import film
 
     run = make_run(rundir.open_run(options.run))
-    restored = _restored(run, options)
+    restored = _restored(run, options, _warn)
     lines = film.render(run, restored.state, options.out, options.ids(), options.adapt_steps)
     output.result("\n".join([*lines, output.printable(str(options.out))]), f"the film is in {options.out}")
     return 0
@@ -137,13 +142,13 @@ def sweep(
     return code
 
 
-def _restored(run: Assembled, options: EvalOptions | RenderOptions) -> checkpoint.Restored:
+def _restored(run: Assembled, options: EvalOptions | RenderOptions, say: Callable[[str], None]) -> checkpoint.Restored:
     """The checkpoint that the options ask for."""
     directory = options.run / rundir.CHECKPOINTS
     step = checkpoint.asked_step(directory, options.step, options.best)
     like = abstract_state(run)  # what only training needs is not read
     like = like._replace(server=like.server._replace(private=()), uplink=(), aggregator=(), clock=(), snapshots=())
-    return checkpoint.restore(directory, like, _warn, step, part=True)
+    return checkpoint.restore(directory, like, say, step, part=True)
 
 
 def _go(config: Config, directory: Path, as_json: bool, quiet: bool, log: tuple[str, ...] = ()) -> int:

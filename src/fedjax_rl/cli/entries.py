@@ -1,5 +1,6 @@
 """The commands: each reads its options, refuses what it can, and only then imports what does the work (and jax)."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def _sweep(argv: Sequence[str]) -> int:
     from fedjax_rl.cli.parse import SweepOptions, parse_train
     from fedjax_rl.runs import locking, rundir, sweep
 
-    if any(argument.split("=")[0] == "--seed" for argument in argv):
-        raise ConfigError("--seed: a sweep takes --seeds, a range like 0:5 or a list like 0,3,7")
+    typed = {argument.split("=")[0] for argument in argv}
+    for name in {"--seed", "FEDJAX_RL_SEED"} & (typed | os.environ.keys()):
+        raise ConfigError(f"{name}: a sweep takes --seeds, a range like 0:5 or a list like 0,3,7; leave it out")
     config, options = parse_train(argv, "sweep", SweepOptions)
     times = sum(argument.split("=")[0] == "--grid" for argument in argv)
     if times > 1 or (times and not options.grid):

@@ -43,18 +43,26 @@ def notices(config: Any) -> list[str]:
 
 def _idle(config: Any) -> Iterator[tuple[str, str]]:
     """(An option that is not at its default, without what it does nothing)."""
+    rule, compress = config.aggregator, getattr(config, "compress", "none")
+    is_guest = rule not in ("mean", *trust.ROBUST)  # which is given what it asks for
+    ages = config.staleness if config.schedule == "async" else "constant"
+    with_rule, with_compress = f"with aggregator = {rule!r}", f"with compress = {compress!r}"
+    old = f"with staleness = {config.staleness!r} and schedule = {config.schedule!r}"
     needs = {
         "attack_share": ("without an attack", config.attack != "none"),
         "attack_strength": ("without an attack", config.attack != "none"),
-        "byzantine": (
-            f"with aggregator = {config.aggregator!r}",
-            config.aggregator not in ("mean", "centered_clip", "norm_clip"),
-        ),
-        **dict.fromkeys(
-            ("compress_ratio", "compress_bits", "compress_rank"),
-            ("without compress", getattr(config, "compress", "none") != "none"),
-        ),
+        "byzantine": (with_rule, rule not in ("mean", "centered_clip", "norm_clip")),
+        "clip_radius": (with_rule, is_guest or rule == "centered_clip"),
+        "filter_sigma": (with_rule, is_guest or rule == "fedpg_br"),
+        "compress_ratio": (with_compress, compress in trust.SPARSE),
+        "compress_bits": (with_compress, compress.endswith("quantise")),
+        "compress_rank": (with_compress, compress == "low_rank"),
+        "clip": (f"with surrogate = {config.surrogate!r}", config.surrogate == "ratio" or config.learns_strategy),
         "speed_ratio": (f"with speed = {config.speed!r}", config.speed not in ("equal", "sqrt")),
+        "staleness_power": (old, ages != "constant"),
+        "hinge_after": (old, ages == "hinge"),
+        "value_coef": (f"with critic = {config.critic!r}", config.critic in ("federated", "local")),
+        "dp_delta": ("without dp_clip", trust.is_private(config)),
     }
     defaults = {item.name: item.default for item in fields(config)}
     for name, (unless, is_used) in needs.items():

@@ -181,7 +181,11 @@ def preset(name: str, algorithm: str, env: str | None = None) -> Mapping[str, An
     if config_class(algorithm).refuses_critic and values.get("critic") in ("federated", "local"):
         values.pop("critic")
     if config_class(algorithm).refuses_loss:
-        values = {key: value for key, value in values.items() if key not in ("staleness", "aggregator", "byzantine")}
+        values = {
+            key: value
+            for key, value in values.items()
+            if key not in ("staleness", "aggregator", "byzantine", "filter_sigma")
+        }
     if config_class(algorithm).refuses_async:
         values = {key: value for key, value in values.items() if key not in ("schedule", *schedules.ASYNC)}
         if values.get("clients_per_round") == 0:

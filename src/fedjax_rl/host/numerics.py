@@ -37,10 +37,11 @@ def root_key(seed: int | jax.Array) -> jax.Array:
 
 
 @contextmanager
-def pinned() -> Iterator[None]:
+def pinned(quiet: bool = False) -> Iterator[None]:
     """JAX's settings as the promises want them, in this thread; says once what it overrules. Also a decorator."""
     found = {name: getattr(jax.config, f"jax_{name}") for name in PINNED}
-    _say(tuple(f"JAX_{name.upper()}={value}" for name, value in found.items() if value not in (None, PINNED[name])))
+    if not quiet:
+        _say(tuple(f"JAX_{name.upper()}={value}" for name, value in found.items() if value not in (None, PINNED[name])))
     with ExitStack() as stack:
         for name, value in PINNED.items():
             stack.enter_context(getattr(jax, name)(value))

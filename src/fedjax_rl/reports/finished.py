@@ -181,6 +181,7 @@ def read(path: Path) -> FinishedRun:
         config = rundir.open_run(path)
         final = [row for row in records.sound(path / rundir.EVAL) if row["final"]]
         rounds = records.sound(path / rundir.METRICS)
+        records.sound(path / rundir.PARTICIPANTS)
     except OSError as error:
         raise LeftOut(explain(error)) from None
     except ConfigError as error:

@@ -57,6 +57,7 @@ def row(path: Path) -> dict[str, Any]:
     try:
         config = rundir.open_run(path)
         rounds = records.sound(path / rundir.METRICS)
+        records.sound(path / rundir.PARTICIPANTS)
         finals = [record for record in records.sound(path / rundir.EVAL) if record["final"]]
     except (ConfigError, OSError) as error:
         return {"run": str(path), "state": explain(error) if isinstance(error, OSError) else str(error)}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fedjax_rl.config import Config
+from fedjax_rl.config.sources import loads
 from fedjax_rl.host.files import write_text
 from fedjax_rl.runs import digest, records
 from fedjax_rl.runs.records import EVAL, METRICS, PARTICIPANTS, Row
@@ -23,13 +24,28 @@ def go_back(path: Path, config: Config, round: int, say: Callable[[str], None]) 
 
     for name in (METRICS, EVAL, PARTICIPANTS):
         forget(path / name, keep, say)
-    evaluated = range(config.eval_every, min(round + 1, config.rounds), config.eval_every) if config.eval_every else ()
-    for name, wanted in ((METRICS, range(1, round + 1)), (EVAL, evaluated)):
-        missing = sorted({*wanted} - {row["round"] for row in records.read(path / name).rows})
+    for name, wanted in _wanted(path, config, round).items():
+        missing = sorted(wanted - {row["round"] for row in records.read(path / name).rows})
         if missing:
             say(f"{path / name} lacks {_rounds(missing)}: their records are lost, the run is not")
     (path / DIVERGED).unlink(missing_ok=True)
     write_config(path, config)
+
+
+def _wanted(path: Path, config: Config, round: int) -> dict[str, set[int]]:
+    """The rounds of which each file of records had a line, of those up to `round`.
+
+    Participants are of the versions that also counted steps. Evaluations are of what the newest checkpoint was saved
+    under, since eval_every and the rounds may be others now; the round that ends a run has none between rounds.
+    """
+    rows, text = records.read(path / METRICS).rows, digest.saved_config(path / CHECKPOINTS)
+    then = loads(text) if text else config
+    every = range(then.eval_every, min(round + 1, then.rounds), then.eval_every) if then.eval_every else ()
+    return {
+        METRICS: {*range(1, round + 1)},
+        EVAL: {*every} - {row["round"] for row in rows if then.is_out_of_time(row)},
+        PARTICIPANTS: {row["round"] for row in rows if "env_steps" in row},
+    }
 
 
 @by_the_writer

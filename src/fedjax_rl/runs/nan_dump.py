@@ -15,7 +15,7 @@ import fedjax_rl
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.config.sources import loads, to_toml
 from fedjax_rl.federation.simulate import State
-from fedjax_rl.host.files import explain
+from fedjax_rl.host.files import explain, write_bytes
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.runs import rundir
 from fedjax_rl.runs.arrays import flatten, flatten_shapes, unflatten
@@ -36,7 +36,9 @@ def dump(run: Assembled, config: Config, state: State, client: int, directory: P
     out.mkdir(exist_ok=True)
     path = out / f"round{number}-client{client}.npz"
     kept: dict[str, Any] = {f"work.{name}": value for name, value in arrays.items()}
-    np.savez(path, **kept, about=np.array([to_toml(config), number, client]))
+    content = io.BytesIO()
+    np.savez(content, **kept, about=np.array([to_toml(config), number, client]))
+    write_bytes(path, content.getvalue())
     return path
 
 

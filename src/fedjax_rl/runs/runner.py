@@ -172,7 +172,7 @@ def is_settled(path: Path, config: Config) -> bool:
     last = next((row["round"] for row in rows.rows if config.is_over(row)), config.rounds)
     if max(checkpoint.steps(path / rundir.CHECKPOINTS), default=last) < last:
         return False
-    is_sound = not rows.faults and not records.read(path / rundir.EVAL).faults
+    is_sound = not any(records.read(path / name).faults for name in records.CHECKS)
     return is_sound and any(row["round"] >= last for row in scoring.finals(path))
 
 

@@ -21,7 +21,7 @@ def parse_seeds(text: str) -> list[int]:
     try:
         if ":" in text:
             low, high = (int(part) for part in text.split(":"))
-            seeds: Sequence[int] = range(low, high)
+            seeds: Sequence[int] = range(low, high)[: 10**18]  # more cannot be counted, and are refused as these are
         else:
             seeds = [int(part) for part in text.split(",")]
     except ValueError:

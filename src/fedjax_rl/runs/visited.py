@@ -1,5 +1,6 @@
 """States that an agent visits, thinned out evenly: what clients can distil on that do not show their own."""
 
+import io
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from scipy.cluster.vq import ClusterError, kmeans2
 
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.federation.simulate import FILM, run_rounds, stream
+from fedjax_rl.host.files import write_bytes
 from fedjax_rl.rl.rollout import make_rollout
 from fedjax_rl.runs.assemble import initial_state, make_run
 from fedjax_rl.runs.models import make_policy
@@ -73,5 +75,7 @@ def write(directory: Path, config: Config, states: np.ndarray) -> Path:
     """A file of the states, whose name says the environment and their digest."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', config.env)}-{digest(states)}.npy"
-    np.save(path, states)
+    content = io.BytesIO()
+    np.save(content, states)
+    write_bytes(path, content.getvalue())
     return path
