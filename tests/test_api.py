@@ -92,11 +92,14 @@ def test_a_policy_is_the_one_that_an_evaluation_measures(run):
     draws = act(np.tile(x, (4000, 1)), np.random.default_rng(0))
     np.testing.assert_allclose(draws.std(axis=0), np.exp(shared["log_std"]), rtol=0.05)
     np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.06)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(act(np.tile(x, (4000, 1)), np.random.default_rng(0)), draws)
 
 
 def test_mistakes_are_named(run):
-    with pytest.raises(fr.ConfigError, match="client 8: must be an integer, 0 to 7"):
-        run.policy(8)
+    for number in (8, -1, 1.5):
+        with pytest.raises(fr.ConfigError, match=f"client {number}: must be an integer, 0 to 7"):
+            run.policy(number)
     with pytest.raises(fr.ConfigError, match="clients = 'old'"):
         run.evaluate("old")
     with pytest.raises(fr.ConfigError, match="exists and is not empty"):
@@ -123,8 +126,10 @@ def test_mistakes_are_named(run):
             fr.sweep("fmrl", "navigation", **given)
     with pytest.raises(fr.ConfigError, match="adapt_lr = 101: must be numbers from 0 to 100"):
         run.evaluate(adapt_lr=101)
-    with pytest.raises(fr.ConfigError, match="adapt_steps = -1: must be an integer, 0 to 100"):
-        run.evaluate(adapt_steps=-1)
+    for steps in (-1, 101, 1.5):
+        for ask in (run.evaluate, lambda adapt_steps: run.policy(0, adapt_steps)):
+            with pytest.raises(fr.ConfigError, match=f"adapt_steps = {steps}: must be an integer, 0 to 100"):
+                ask(adapt_steps=steps)
     with pytest.raises(fr.ConfigError, match="not a run directory"):
         fr.load(run.path / "ckpt")
     with pytest.raises(fr.ConfigError, match=rf"holds runs and is none: name one of them, such as {run.path}"):

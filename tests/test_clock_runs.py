@@ -97,6 +97,15 @@ def test_a_member_ends_at_its_own_time(tmp_path):
     assert rounds[0] != rounds[1]
 
 
+def test_while_nobody_has_worked_the_time_that_is_left_follows_from_the_rounds(capsys):
+    reporter = Reporter(quiet=False)
+    reporter.start(0, 4, max_time=60.0)
+    for number, (clock, left) in enumerate([(0.0, "3.0"), (40.0, "1.0")], start=1):  # of 60 units, 20 a round
+        reporter.last = -np.inf
+        reporter.round([{"round": number, "clock/time": clock, "sys/round_s": 60.0, "sys/env_steps_per_s": 0.0}])
+        assert f"time {clock:.1f} ({left} min left)" in capsys.readouterr().err
+
+
 @pytest.mark.nightly
 def test_what_a_late_client_was_sent_is_what_is_replayed(tmp_path):
     run = assemble.make_run(replace(LATE, nan_dump=1))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rl.config import build
+from fedjax_rl.config import build, presets
 from fedjax_rl.host import cores, numerics
 from fedjax_rl.rl.critics import mlp_critic
 from fedjax_rl.rl.policies import gaussian_mlp
@@ -103,6 +103,16 @@ def test_a_setting_of_jax_leaves_keys_and_program_as_they_are(name, value):
     want = opened()
     with setting(name, value):
         assert opened() == want
+
+
+@pytest.mark.parametrize(("name", "value"), [("threefry_partitionable", False), ("enable_x64", True)])
+def test_a_setting_of_jax_leaves_the_lanes_of_a_run_as_they_are(name, value, tmp_path):
+    """They follow from a draw, and decide how many clients a round has."""
+    given = {"env": "navigation", "num_clients": 12, "speed": "lognormal"}
+    config = build("fedavg", presets.preset("a3c", "fedavg"), given)
+    want = runner.with_engine(tmp_path, config)
+    with setting(name, value):
+        assert runner.with_engine(tmp_path, config) == want
 
 
 @numerics.pinned()

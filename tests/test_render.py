@@ -188,7 +188,7 @@ def test_tasks_in_words():
         ("--out a.gif --clients 0,x", "--clients 0,x: must be client numbers separated by commas"),
         ("--out a.gif --client 1 --clients 2", "--client and --clients exclude each other"),
         ("--out a.gif --best --step 1", "--best and --step exclude each other"),
-        ("--out a.gif --adapt-steps 0", "adapt_steps = 0: must be at least 1"),
+        ("--out a.gif --adapt-steps 0", "adapt_steps = 0: must be an integer, at least 1"),
         ("", "--out"),
     ],
 )
@@ -210,7 +210,8 @@ def test_mistakes_are_one_line_and_exit_2(trained, line, message, capsys, tmp_pa
         ({"clients": [-1]}, "client -1 is unknown: this run has the clients 0 to 3"),
         ({"clients": ()}, "clients = (): must be the numbers of one or more clients, such as (0, 1)"),
         ({"clients": 3}, "clients = 3: must be the numbers of one or more clients, such as (0, 1)"),
-        ({"adapt_steps": 0}, "adapt_steps = 0: must be at least 1"),
+        ({"adapt_steps": 0}, "adapt_steps = 0: must be an integer, at least 1"),
+        ({"adapt_steps": 1.5}, "adapt_steps = 1.5: must be an integer, at least 1"),
     ],
 )
 def test_mistakes_in_python_are_one_line(trained, given, message, tmp_path, monkeypatch):

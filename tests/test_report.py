@@ -260,7 +260,8 @@ def test_unfinished_runs_are_left_out_by_name(two, capsys):
     assert json.loads(out)["rows"][0]["seeds"] == 5
     assert sorted(err.splitlines()) == [
         f"{two / 'crashed'} is left out: it has no final evaluation",
-        f"{two / 'wild'} is left out: its final evaluation holds returns that are not finite",
+        f"{two / 'wild'} is left out: its final evaluation holds models that were not finite, and have no return; "
+        "lower --inner-lr",
     ]
 
 

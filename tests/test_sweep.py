@@ -209,6 +209,26 @@ def test_a_sweep_of_which_nothing_is_left_is_exit_3(tmp_path, breaking, capsys):
     assert loop.Diverged.code == 3 and capsys.readouterr().out == ""
 
 
+def test_the_second_half_of_a_split_sweep_is_trained_where_the_first_diverged(tmp_path, breaking, monkeypatch, capsys):
+    breaking(0.05)
+    free = iter([0, None, None])  # for two members; for one and the other
+    monkeypatch.setattr(memory, "available", lambda: next(free))
+    some = members(tmp_path, {"server_lr": [0.1, 0.01]}, (0,))
+    bad, good = some
+    assert commands.sweep(some, tmp_path, 0, as_json=False, quiet=True) == 0
+    assert rundir.diverged(bad) == 3 and runner.is_settled(good, some[good])
+    assert "diverged in round 3" in capsys.readouterr().err
+
+
+def test_a_member_without_any_record_is_no_success(tmp_path, capsys):
+    [(path, c)] = members(tmp_path, {}, (0,)).items()
+    path.mkdir()
+    assert commands._how_heard({path: c}) == 4
+    assert f"{path} was not trained: it has no records; continue with: " in capsys.readouterr().err
+    rundir.append(path / rundir.EVAL, {"round": 4, "final": True, "eval/returns": [[0.0, 1.0]]})
+    assert commands._how_heard({path: c}) == 0 and capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("text", ['{"halvings": 0, "memb', "[]", '{"members": {}}'])
 def test_a_damaged_plan_is_one_line(text, tmp_path, capsys):
     (tmp_path / rundir.SWEEP).write_text(text)
@@ -304,6 +324,46 @@ class EndsAfter:
 
     def after_evaluation(self, directory, returns):
         return False
+
+
+def test_a_callback_ends_one_member_alone(whole, tmp_path):
+    """It is ranked by its last evaluation, and is not finished; the others go on."""
+
+    class EndsOne(EndsAfter):
+        def after_round(self, directory, row):
+            return directory.name.endswith("0.01,seed=1") and super().after_round(directory, row)
+
+    some = members(tmp_path, {"server_lr": [0.01, 0.1]})
+    runner.run_members(some, QUIET, Hooks(callbacks=(EndsOne(3),)))
+    assert [len(records.sound(path / "metrics.jsonl")) for path in some] == [4, 3, 4, 4]
+    for one, two in zip(some, whole, strict=True):
+        rounds = len(records.sound(one / "metrics.jsonl"))
+        assert untimed(one / "metrics.jsonl") == untimed(two / "metrics.jsonl")[:rounds]
+        [row] = records.sound(one / "eval.jsonl")
+        assert row["round"] == rounds == checkpoint.steps(one / "ckpt")[0]
+        assert scoring.score_at(one, 4) == row["eval/return/adapt_1"]["mean"]
+    ended = [*some][1]
+    assert [runner.is_settled(*item) for item in some.items()] == [True, False, True, True]
+    rundir.mark_diverged(ended, 4)
+    assert scoring.score_at(ended, 4) == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "fedavg --grid policy=gaussian_mlp,table,mlp --env navigation",
+            "policy table: navigation has continuous",
+        ),
+        ("dqn_avg --grid capacity=10000000,1000", "capacity = 10000000: a client's replay takes"),
+        ("dqn_avg --grid max_client_mb=8,0.001,8.5", "max_client_mb = 0.001 are allowed"),
+    ],
+)
+def test_what_one_point_cannot_be_is_refused_before_anything_is_written(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", *line.split(), "--preset", "tiny", "--seeds", "0,1", "--out", "s"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.nightly

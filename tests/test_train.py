@@ -157,10 +157,14 @@ def test_nothing_to_resume_is_exit_4(whole, tmp_path, capsys):
 
 
 def test_killed_before_its_first_checkpoint_it_starts_again(whole, tmp_path):
+    """And env.json says where: of what was computed elsewhere nothing is left."""
     rundir.create(tmp_path / "run", SMALL)
     rundir.append(tmp_path / "run/metrics.jsonl", {"round": 1})
+    here = json.loads((tmp_path / "run/env.json").read_text())
+    (tmp_path / "run/env.json").write_text(json.dumps({**here, "device": "elsewhere"}))
     assert cli.main(["resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert untimed(tmp_path / "run/metrics.jsonl") == untimed(whole / "metrics.jsonl")
+    assert json.loads((tmp_path / "run/env.json").read_text()) == here
 
 
 def test_divergence_is_exit_3_and_names_the_round(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from fedjax_rl.cli import main
 from fedjax_rl.config import ConfigError, presets, trust
 from fedjax_rl.config.notices import notices
 from fedjax_rl.federation import accountant, aggregators, attacks, compress, robust, simulate
-from fedjax_rl.host import registry
-from fedjax_rl.runs import assemble, nan_dump, privacy, records, rundir, runner, trusting
+from fedjax_rl.host import numerics, registry
+from fedjax_rl.runs import assemble, nan_dump, privacy, records, rundir, runner, scoring, trusting
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks
 from test_train import SMALL, assert_same_run, go, resume
@@ -414,6 +415,17 @@ def test_evaluation_is_in_the_true_world_and_apart_for_the_malicious(tmp_path):
     [row] = records.sound(tmp_path / "run" / rundir.METRICS)
     who = records.sound(tmp_path / "run" / rundir.PARTICIPANTS)[0]["selected"]
     assert row["health/attacked"] == bad[who].sum()
+
+
+@pytest.mark.parametrize("seed", [0, 3, 7, 15])  # of the first four clients, 2, 3, 1 and 0 are honest
+def test_the_best_step_is_of_the_same_honest_clients_however_many_are_evaluated(seed):
+    """A client's return stands for its id here."""
+    base = replace(SMALL, num_clients=12, eval_clients=4, attack="sign_flip", attack_share=0.5)
+    state, rows = SimpleNamespace(key=numerics.root_key(seed)), [[0.0, float(i)] for i in range(12)]
+    bad = np.asarray(attacks.is_malicious(simulate.stream(state.key, simulate.MALICIOUS), 12, 0.5))[:4]
+    who = np.flatnonzero(~bad) if not bad.all() else np.arange(4)
+    for count in (4, 12):
+        assert scoring._compared_score(base, state, rows[:count]) == who.mean()
 
 
 @pytest.mark.nightly

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from fedjax_rl import cli, config, statistics
+from fedjax_rl.api import training
 from fedjax_rl.config.sources import to_toml
 from fedjax_rl.host import exits, files, numerics, output, signals
 from fedjax_rl.reports import finished
@@ -781,3 +782,16 @@ def test_a_group_of_damaged_runs_has_no_report(run):
     (run / "config.toml").write_text("")
     with pytest.raises(config.ConfigError, match="no run has a final evaluation to report"):
         finished.gather([run], print)
+
+
+def test_clients_whose_models_cease_to_be_finite_are_not_the_best(tmp_path, capsys):
+    """0 is the best return on navigation. Their numbers are null everywhere, and no command stumbles over them."""
+    wild = {"reduction": "sum", "advantages": "plain", "inner_lr": 50.0, "adapt_steps": 4, "hidden": (4,)}
+    few = {"num_clients": 4, "clients_per_round": 2, "episodes": 4, "new_clients": 0, "rounds": 2, "eval_every": 1}
+    run = training.train("fedavg", "navigation", preset="tiny", out=tmp_path / "run", quiet=True, **wild, **few)
+    assert np.isnan(run.returns["eval"][:, -1]).all() and np.isfinite(run.returns["eval"][:, 0]).all()
+    capsys.readouterr()
+    for command in ("ls", "show", "resume", "eval"):
+        assert cli.main([command, str(run.path), "--json"]) == 0
+        assert "NaN" not in capsys.readouterr().out
+    assert cli.main(["report", str(run.path)]) == 2 and "lower --inner-lr" in capsys.readouterr().err

@@ -24,13 +24,16 @@ def t_quantile(p: float, dof: int) -> float:
     return float(scipy.special.stdtrit(dof, p))
 
 
-def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
-    """(mean, half-width of the 95 % interval t_.975 s / sqrt(n)); one value has no interval: None."""
-    n = len(values)
-    mean = math.fsum(values) / n
+def mean_ci95(values: Sequence[float | None]) -> tuple[float, float | None]:
+    """(mean, half-width of the 95 % interval t_.975 s / sqrt(n)); one value has no interval: None.
+
+    A record's null is a number that was not finite: the mean is NaN.
+    """
+    n, numbers = len(values), [math.nan if v is None else v for v in values]
+    mean = math.fsum(numbers) / n
     if n < 2:
         return mean, None
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    variance = math.fsum((v - mean) ** 2 for v in numbers) / (n - 1)
     return mean, t_quantile(0.975, n - 1) * math.sqrt(variance / n)
 
 

@@ -110,7 +110,8 @@ class Run:
           step, best: of the checkpoint, as for `state`.
 
         Returns:
-          Undiscounted returns [N, k+1] of an episode, before adaptation and after each step.
+          Undiscounted returns [N, k+1] of an episode, before adaptation and after each step. NaN: the model of that
+          client is not finite.
 
         Raises:
           ConfigError: a value is not legal.
@@ -123,15 +124,13 @@ class Run:
             )
         if not all(0 <= rate <= 100 for rate in rates):
             raise ConfigError(f"adapt_lr = {adapt_lr!r}: must be numbers from 0 to 100")
-        if adapt_steps is not None and not 0 <= adapt_steps <= 100:
-            raise ConfigError(f"adapt_steps = {adapt_steps!r}: must be an integer, 0 to 100")
+        _refuse("adapt_steps =", 0 if adapt_steps is None else adapt_steps, 100)
         evaluation = scoring.make_evaluation(self._made, rates, adapt_steps)
         state, config = self.state(step, best), self._made.config
         if clients == "new":
             return np.array(scoring.new_clients(evaluation, state, config.new_clients or 100))
-        count = config.num_clients if clients == "all" else clients
-        if not isinstance(count, int) or not 1 <= count <= config.num_clients:
-            raise ConfigError(f"clients = {clients!r}: must be 'all', 'new' or an integer, 1 to {config.num_clients}")
+        count: Any = config.num_clients if clients == "all" else clients
+        _refuse("clients =", count, config.num_clients, "'all', 'new' or an integer", 1)
         return np.array(scoring.old_clients(evaluation, state, count))
 
     @pinned()
@@ -142,7 +141,7 @@ class Run:
 
         Args:
           client: its number, 0 to N - 1.
-          adapt_steps: steps of adaptation; 0: none.
+          adapt_steps: steps of adaptation, 0 to 100; 0: none.
           step, best: of the checkpoint, as for `state`.
 
         Returns:
@@ -150,15 +149,15 @@ class Run:
           With the argument rng, such as numpy.random.default_rng(0), it is a sample.
 
         Raises:
-          ConfigError: there is no such client.
+          ConfigError: a value is not legal.
           NoCheckpoint: there is no checkpoint.
 
         >>> load(directory / "run").policy(client=3, adapt_steps=0)([0.1, -0.2]).shape
         (2,)
         """
         made, state = self._made, self.state(step, best)
-        if not 0 <= client < made.config.num_clients:
-            raise ConfigError(f"client {client}: must be an integer, 0 to {made.config.num_clients - 1}")
+        _refuse("client", client, made.config.num_clients - 1)
+        _refuse("adapt_steps =", adapt_steps, 100)
         before, after = scoring.adapted(made, state, jnp.array([client]), adapt_steps)
         params = jax.tree.map(lambda x: x[0], after if adapt_steps else before)
         spec, made_policy = made.env.spec, models.make_policy(made.config, made.env.spec)
@@ -170,6 +169,7 @@ class Run:
             shape = (len(rows), spec.num_actions or spec.action_size)
             return says.act(made_policy.apply(params, rows), says.noise(root_key(seed), shape))
 
+        @pinned()
         def act(obs: Any, rng: np.random.Generator | None = None) -> np.ndarray:
             rows = np.atleast_2d(np.asarray(obs, np.float32))
             actions = np.asarray(mode(rows) if rng is None else sample(rows, rng.integers(2**31, dtype=np.uint32)))
@@ -258,6 +258,11 @@ def bring(path: Path, config: Config, quiet: bool, loggers: Iterable, callbacks:
         reporter = Reporter(quiet or rundir.is_reader())
         runner.run_group([config], [path], reporter, Hooks(tuple(loggers), tuple(callbacks)))
     return Run(path)
+
+
+def _refuse(what: str, value: Any, most: int, kind: str = "an integer", least: int = 0) -> None:
+    if isinstance(value, bool) or not (isinstance(value, int | np.integer) and least <= value <= most):
+        raise ConfigError(f"{what} {value!r}: must be {kind}, {least} to {most}")
 
 
 def _say(line: str) -> None:

@@ -105,7 +105,9 @@ def sweep(
       seeds: of the runs at each point of the grid.
       grid: {"server_lr": [5e-4, 1e-3], ...}: every combination is run.
       halvings: h. After 1/2^h, ..., 1/2 of the rounds only the better half of the grid's points goes on. 0: all do.
-      algorithm, env, preset, out, callbacks, quiet, values: as for `train`.
+      algorithm, env, preset, out, quiet, values: as for `train`.
+      callbacks: as for `train`; a run that one ends is ranked by its last evaluation. If it is of the better half, it
+        goes on like the others.
       loggers: as for `train`; give a class, so that each run has its own.
 
     Returns:

@@ -1,6 +1,5 @@
 """What the commands do once their options are known. Importing this imports jax."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ def _evaluate(options: EvalOptions) -> int:
         return 0
     if options.json:
         record = {"run": str(options.run), "step": restored.step, "clients": options.clients}
-        output.result(json.dumps({**record, **summary, "returns": returns}))
+        output.result(output.as_json({**record, **summary, "returns": returns}))
     else:
         output.result(statistics.table({f"{options.clients} clients, round {restored.step}": summary}))
     return 0
@@ -187,17 +186,21 @@ def _continued(directory: Path) -> Iterator[None]:
 
 
 def _how_heard(runs: Mapping[Path, Config]) -> int:
-    """The exit code of trainings that came to their end: UNHEARD, and a line, where one learned nothing at the end."""
-    code = DONE
-    for path, config in runs.items():
-        rounds = silence.at_the_end(path, config)
-        if rounds:
-            code = UNHEARD
-            _warn(
-                f"fedjax-rl: {path} learned nothing in its last {rounds} rounds: nobody was heard; see "
-                f"health/nonfinite_clients in {path / rundir.METRICS}, and lower the rates or the dropout"
-            )
-    return code
+    """The exit code of trainings that came to their end; a line for each that was not trained, or not at its end."""
+    untrained = [path for path in runs if not rundir.is_reader() and _has_no_records(path)]
+    for path in untrained:
+        _warn(f"fedjax-rl: {path} was not trained: it has no records; continue with: fedjax-rl resume {path.parent}")
+    unheard = {path: rounds for path, config in runs.items() if (rounds := silence.at_the_end(path, config))}
+    for path, rounds in unheard.items():
+        _warn(
+            f"fedjax-rl: {path} learned nothing in its last {rounds} rounds: nobody was heard; see "
+            f"health/nonfinite_clients in {path / rundir.METRICS}, and lower the rates or the dropout"
+        )
+    return NO_CHECKPOINT if untrained else UNHEARD if unheard else DONE
+
+
+def _has_no_records(path: Path) -> bool:
+    return not (rundir.diverged(path) or records.read(path / rundir.METRICS).rows or scoring.finals(path))
 
 
 def _print_result(result: loop.Result, directory: Path, minutes: float, as_json: bool) -> None:
@@ -220,7 +223,7 @@ def _print_json(directory: Path, rounds: int, env_steps: int | None, minutes: fl
     record = {"run": str(directory), "round": rounds, "env_steps": env_steps, "minutes": minutes}
     record |= spent(records.read(directory / rundir.METRICS).rows)
     record |= privacy.spent(rundir.open_run(directory), rounds)
-    output.result(json.dumps({**record, **summaries}), _kept(directory))
+    output.result(output.as_json({**record, **summaries}), _kept(directory))
 
 
 def _kept(directory: Path) -> str:

@@ -1,6 +1,5 @@
 """`fedjax-rl doctor`: what this machine has, and whether the physics works."""
 
-import json
 import os
 import platform
 import tempfile
@@ -50,7 +49,7 @@ def doctor(*, as_json: bool) -> int:
     except OSError as error:
         problems.append(f"the current directory cannot be written: {error.strerror}")
     if as_json:
-        output.result(json.dumps({**found, "problems": problems}))
+        output.result(output.as_json({**found, "problems": problems}))
     else:
         width, lines = max(map(len, found)), []
         for key, value in found.items():

@@ -1,7 +1,5 @@
 """`fedjax-rl list`: the names of what there is. Imports no jax."""
 
-import json
-
 from fedjax_rl.config import CONFIGS, trust
 from fedjax_rl.config.options import SERVER_NAMES
 from fedjax_rl.config.presets import PRESETS
@@ -24,7 +22,7 @@ def show_list(as_json: bool) -> int:
         "server optimizers": list(SERVER_NAMES),
     }
     if as_json:
-        output.result(json.dumps(names))
+        output.result(output.as_json(names))
         return 0
     lines = []
     for title, entries in names.items():

@@ -6,8 +6,12 @@ What a person reads is one line a thought: control characters, and characters th
 import codecs
 import errno
 import io
+import json
+import math
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from fedjax_rl.host.exits import CannotWrite
 
@@ -119,3 +123,17 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
         raise error
     bad = error.object[error.start : error.end]
     return "".join(ASCII.get(c, c.encode("ascii", "backslashreplace").decode()) for c in bad), error.end
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON, which knows no NaN and no infinity: they are null."""
+    return json.dumps(finite(value), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The value with None for the numbers that are not finite, in mappings, lists and tuples."""
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

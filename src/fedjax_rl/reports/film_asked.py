@@ -1,6 +1,7 @@
 """What a film may be asked for, from the command line and from Python alike. Imports no jax."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from fedjax_rl.config import Config, ConfigError
@@ -14,8 +15,8 @@ def refuse(out: Path, adapt_steps: int) -> None:
     Raises:
       ConfigError: the name has another suffix, the file exists, its directory does not, or there is no step.
     """
-    if adapt_steps < 1:
-        raise ConfigError(f"adapt_steps = {adapt_steps}: must be at least 1")
+    if adapt_steps < 1 or not isinstance(adapt_steps, Integral):
+        raise ConfigError(f"adapt_steps = {adapt_steps!r}: must be an integer, at least 1")
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"out = {out}: the name must end in {' or '.join(SUFFIXES)}")
     if out.exists():

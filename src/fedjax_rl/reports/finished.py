@@ -194,7 +194,7 @@ def read(path: Path) -> FinishedRun:
     names = [name for name in records.EVALUATED if f"{name}/returns" in last]
     returns = {name: np.array(last[f"{name}/returns"], float) for name in names}
     if not all(np.isfinite(rows).all() for rows in returns.values()):
-        raise LeftOut("its final evaluation holds returns that are not finite")
+        raise LeftOut("its final evaluation holds models that were not finite, and have no return; lower --inner-lr")
     rounds = [row for row in rounds if row["round"] <= last["round"]]
     return FinishedRun(path, replace(config, rounds=last["round"]), returns, rounds)
 

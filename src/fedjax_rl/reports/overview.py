@@ -1,6 +1,5 @@
 """`fedjax-rl ls` and `fedjax-rl show`: what runs there are, and what is known of one. Imports no jax."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ def ls(root: Path, as_json: bool) -> None:
     """Print a line for each run at and below a directory."""
     rows = [row(path) for path in find(root)]
     if as_json:
-        output.result(json.dumps(rows))
+        output.result(output.as_json(rows))
         return
     cells = [COLUMNS, *[[_text(one.get(name)) for name in COLUMNS] for one in rows]]
     output.result("\n".join(_aligned(cells)))
@@ -35,7 +34,7 @@ def show(path: Path, as_json: bool) -> None:
     ]
     saved = sorted(digest.steps(path / rundir.CHECKPOINTS))
     if as_json:
-        output.result(json.dumps({**row(path), "config": values, "checkpoints": saved, "evaluations": evaluations}))
+        output.result(output.as_json({**row(path), "config": values, "checkpoints": saved, "evaluations": evaluations}))
         return
     about = {name: value for name, value in row(path).items() if name == "rounds" or name not in values}
     lines = [f"{name}: {_text(value)}" for name, value in about.items() if value is not None]

@@ -3,7 +3,6 @@
 import csv
 import html
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def report(
     env = groups[0].runs[0].config.env
     if format == "json":
         paths = {group.label: [str(run.path) for run in group.runs] for group in groups}
-        text = json.dumps({"env": env, "runs": paths, "rows": [row for part in rows.values() for row in part]})
+        text = output.as_json({"env": env, "runs": paths, "rows": [row for part in rows.values() for row in part]})
     elif format == "csv":
         text = as_csv([row for part in rows.values() for row in part]).rstrip()
     else:

@@ -171,30 +171,31 @@ def static_fields(config: Config) -> tuple:
     """What two configurations must have in common to share a program: all but the seed and the floats.
 
     A rate that falls and one that stays are two programs: only the first keeps a count. So are runs with a clock, and
-    others of which `trusting.static` tells.
+    others of which `trusting.static` tells. A bound on what is kept is looked at once for each program.
     """
     named = [(item.name, getattr(config, item.name)) for item in fields(config) if item.name != "seed"]
     falls = getattr(config, "server_half_life", 0.0) > 0
     shared = [pair for pair in named if not isinstance(pair[1], float)]
-    return (config.algorithm, falls, config.has_clock, *trusting.static(config), *shared)
+    bound = getattr(config, "max_client_mb", 0.0)
+    return (config.algorithm, falls, config.has_clock, bound, *trusting.static(config), *shared)
 
 
-def make_group(configs: Sequence[Config]) -> Group:
-    """The group of configurations that have `static_fields` in common.
+def make_group(configs: Sequence[Config], env: Env | None = None) -> Group:
+    """The group of configurations that have `static_fields` in common; `env` as for `make_run`.
 
     Raises:
       ConfigError: it cannot be made; or a guest's algorithm, aggregator or policy fails in a round or an adaptation,
         which is seen by tracing one.
     """
     with contracts.named(configs[0]):
-        group = _group(configs)
+        group = _group(configs, env)
         if contracts.guests(configs[0]):
             _trace(group)
     return group
 
 
-def _group(configs: Sequence[Config]) -> Group:
-    first = make_run(configs[0])
+def _group(configs: Sequence[Config], env: Env | None) -> Group:
+    first = make_run(configs[0], None, env)
     trusting.refuse_memory(configs[0], lambda: abstract_state(first))
     floats = [item.name for item in fields(configs[0]) if isinstance(getattr(configs[0], item.name), float)]
     columns = {name: [getattr(c, name) for c in configs] for name in floats}

@@ -96,7 +96,7 @@ def state_of(states: simulate.State, i: int | np.integer) -> simulate.State:
 
 def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate.State, np.ndarray]:
     config = group.run.config
-    number, asked = int(states.round[0]), False
+    number = int(states.round[0])
     lasts = [records.read(one.directory / rundir.METRICS).rows[-1:] for one in members]
     over = np.array([bool(rows) and one.config.is_over(rows[0]) for rows, one in zip(lasts, members, strict=True)])
     alive = np.ones(len(members), bool)
@@ -104,7 +104,7 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
     compile_s, silent = program.compile_s, np.zeros(len(members), bool)
     reporter.start(number, config.rounds, config.max_time)
     try:
-        while number < config.rounds and not asked and not over[alive].all() and not _agreed(caught):
+        while number < config.rounds and not over[alive].all() and not _agreed(caught):
             began, before, earlier = time.perf_counter(), alive & ~over, states  # who is over keeps its state
             states, finite, measured = jax.block_until_ready(program.step(states, before, group.values))
             number, unsaved, alive = number + 1, True, np.asarray(finite) | over
@@ -120,9 +120,11 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
                 for i in np.flatnonzero(alive & ~over):
                     one = members[i]
                     scores[i], ask = scoring.periodic(one.evaluation, state_of(states, i), one.recorder, number)
-                    asked |= ask
-            asked = any(one.recorder.callbacks for one in members) and bool(placement.agree(asked))
-            if number % config.save_every == 0 or scores or asked:
+                    asked[i] |= ask
+            if any(one.recorder.callbacks for one in members):  # with the ends that they ask for, of each member
+                asked = np.array([placement.agree(ask) for ask in asked], bool) & before & alive
+                ends, over = ends | asked, over | asked
+            if number % config.save_every == 0 or scores:
                 ends, unsaved = before & alive, False
             _save(states, ends, members, number, scores)
         stop = _agreed(caught)
@@ -186,12 +188,14 @@ def _is_who(key: str) -> bool:
     return key.startswith(metrics.WHO)
 
 
-def _record(rows, participants, before, after, members, reporter) -> bool:
+def _record(rows, participants, before, after, members, reporter) -> np.ndarray:
     """Record the members that were alive; say who is not any more; stop when nobody is left.
 
-    Returns: does a callback ask for the end?
+    Returns: of which members [G] does a callback ask for the end?
     """
-    asked = [members[i].recorder.round(rows[i], participants[i]) for i in np.flatnonzero(before)]
+    asked = np.zeros(len(members), bool)
+    for i in np.flatnonzero(before):
+        asked[i] = members[i].recorder.round(rows[i], participants[i])
     reporter.round([rows[i] for i in np.flatnonzero(before)])
     number, lost = rows[0]["round"], [members[i].directory for i in np.flatnonzero(before & ~after)]
     for directory in lost:
@@ -204,7 +208,7 @@ def _record(rows, participants, before, after, members, reporter) -> bool:
         if not after.any():
             raise Diverged(line)
         reporter.warn(f"{directory} {line}; the other members go on")
-    return any(asked)
+    return asked
 
 
 def _save(states, alive, members, number, scores) -> None:

@@ -53,7 +53,7 @@ class Reporter:
         elif time.monotonic() - self.last > LOG_EVERY_S or record["round"] == self.total:
             self.last = time.monotonic()
             rounds = self.total - record["round"]
-            if self.max_time:
+            if self.max_time and record["clock/time"]:  # 0: nobody has worked yet
                 rate = record["round"] / record["clock/time"]
                 rounds = min(rounds, max(self.max_time - record["clock/time"], 0.0) * rate)
             left = rounds * record["sys/round_s"] / 60

@@ -47,8 +47,8 @@ class Logger(Protocol):
 class Callback(Protocol):
     """May end a run. Any object with these two methods is one.
 
-    It is asked after the records are written. A run that it ends is saved and evaluated, and counts as done. What it
-    raises ends the run too, as an error.
+    It is asked after the records are written, for each run of a sweep by itself. A run that it ends is saved and
+    evaluated; it is not finished, and `resume` goes on with it. What it raises ends all that trains, as an error.
     """
 
     def after_round(self, directory: Path, record: Mapping[str, float | None]) -> bool | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_rl.host import output
 from fedjax_rl.host.exits import ConfigError
 
 METRICS, EVAL, PARTICIPANTS = "metrics.jsonl", "eval.jsonl", "participants.jsonl"
@@ -39,7 +40,7 @@ class Records(NamedTuple):
 def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None:
     """Add one line of JSON and flush it, with `sync` to the disk; numbers that are not finite become null."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(text([_finite(record)]))
+        file.write(text([output.finite(record)]))
         file.flush()
         if sync:
             os.fsync(file.fileno())
@@ -157,11 +158,3 @@ CHECKS: dict[str, Callable[[Row], None]] = {
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.config.sources import loads
-from fedjax_rl.envs import engine
+from fedjax_rl.envs import Env, engine
 from fedjax_rl.federation import placement
 from fedjax_rl.federation.simulate import State
 from fedjax_rl.host import signals
@@ -18,7 +18,6 @@ from fedjax_rl.host.exits import NoCheckpoint
 from fedjax_rl.host.numerics import pinned
 from fedjax_rl.runs import (
     checkpoint,
-    contracts,
     loop,
     memory,
     mending,
@@ -29,13 +28,17 @@ from fedjax_rl.runs import (
     rundir,
     scoring,
 )
-from fedjax_rl.runs.assemble import Group, abstract_state, initial_states, make_group, make_run, static_fields
+from fedjax_rl.runs.assemble import Group, abstract_state, initial_states, make_group, static_fields
 from fedjax_rl.runs.locking import writer
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Hooks, Recorder
 from fedjax_rl.runs.timing import with_lanes
 
 NO_HOOKS = Hooks()
+
+
+class _TooLarge(Exception):
+    """A group's program needs more memory than there is, and the group can be halved."""
 
 
 def run_members(members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks = NO_HOOKS) -> list[Path]:
@@ -100,7 +103,7 @@ def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dic
     """The members with their engines, after the sweep's plan is written; what cannot be made is refused before.
 
     Raises:
-      ConfigError: an environment cannot be made, or the directory not be written.
+      ConfigError: a member cannot be made, or the directory not be written.
     """
     if halvings and any(privacy.is_of_one_length(config) for config in members.values()):
         raise ConfigError(
@@ -116,18 +119,16 @@ def begin_sweep(members: Mapping[Path, Config], out: Path, halvings: int) -> dic
 
 @pinned()
 def check(members: Mapping[Path, Config]) -> None:
-    """Make every environment that the members need, so that what cannot be made is refused before anything is written.
-
-    Where an algorithm, an aggregator or a policy is a guest's, every program is tried too.
+    """Make every program that the members need, so that what cannot be made is refused before anything is written.
 
     Raises:
       ConfigError: one cannot.
     """
-    kinds = {(c.env, c.backend, c.observation): c for c in members.values()}
-    for config in kinds.values():
-        make_run(config)
-    for paths in together({path: config for path, config in members.items() if contracts.guests(config)}):
-        make_group([members[path] for path in paths])
+    envs: dict[tuple, Env] = {}  # each is made once
+    for paths in together(members):
+        configs = [members[path] for path in paths]
+        kind = (configs[0].env, configs[0].backend, configs[0].observation)
+        envs[kind] = make_group(configs, envs.get(kind)).run.env
 
 
 def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Reporter, hooks: Hooks) -> list[Path]:
@@ -141,6 +142,8 @@ def _bring(paths: Sequence[Path], members: Mapping[Path, Config], reporter: Repo
         some = groups.pop(0)
         try:
             run_group([members[path] for path in some], some, reporter, hooks)
+        except _TooLarge:
+            groups = [some[: len(some) // 2], some[len(some) // 2 :], *groups]
         except loop.Diverged as error:  # nobody of this group is left; the other groups go on
             reporter.warn(str(error))
         except NoCheckpoint as error:
@@ -188,7 +191,7 @@ def together(members: Mapping[Path, Config]) -> list[list[Path]]:
 def run_group(
     configs: Sequence[Config], directories: Sequence[Path], reporter: Reporter, hooks: Hooks = NO_HOOKS
 ) -> list[loop.Result | None]:
-    """Bring the members of one group to their end, in as many programs as memory demands; results in their order."""
+    """Bring the members of one group to their end; results in their order."""
     new = {directory for directory in directories if not (directory / rundir.CONFIG).exists()}
     group = make_group(configs)  # first: what cannot be made leaves no directory behind
     with ExitStack() as locks:
@@ -197,11 +200,11 @@ def run_group(
         for directory, config in zip(directories, configs, strict=True):
             rundir.refuse_changed(directory, config, directory in new)
         for directory, config in zip(directories, configs, strict=True):
-            if not (directory / rundir.CONFIG).exists():
-                checkpoint.probe(directory)
-                rundir.create(directory, config)
             rundir.refuse_lost(directory, config)
             mending.refuse_unreadable(directory)
+            if not ((directory / rundir.CONFIG).exists() and rundir.has_checkpoint(directory)):
+                checkpoint.probe(directory)  # what has no checkpoint begins here, wherever it was begun before
+                rundir.create(directory, config)
         begun = placement.agree(rundir.has_checkpoint(directories[0]))
         states = restored_states(group, directories, reporter.warn) if begun else None
         number = 0 if states is None else int(states.round[0])
@@ -214,19 +217,14 @@ def run_group(
         for line in dict.fromkeys([*(line for config in configs for line in privacy.remarks(config)), *kept]):
             reporter.say(line)
         program = compile_members(group, reporter)
-        if program is None:
-            half = len(configs) // 2
-            locks.close()
-            parts = [(configs[:half], directories[:half]), (configs[half:], directories[half:])]
-            return [result for part in parts for result in run_group(*part, reporter, hooks)]
         steps = group.run.env_steps
         named = zip(directories, configs, strict=True)
         recorders = [Recorder(directory, config, steps, hooks, reporter.warn) for directory, config in named]
         return loop.train(group, program, initial_states(group) if states is None else states, recorders, reporter)
 
 
-def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:
-    """The group's program of a round, or None when it needs more memory than there is and the group can be halved."""
+def compile_members(group: Group, reporter: Reporter) -> loop.Program:
+    """The group's program of a round."""
     program = loop.compile_round(group)
     members, steps = len(group.configs), group.run.env_steps_per_round * len(group.configs)
     need, have = memory.needed(program.step), memory.available()
@@ -237,7 +235,7 @@ def compile_members(group: Group, reporter: Reporter) -> loop.Program | None:
     line = f"{members} members need {need / 2**30:.1f} GiB of {(have or 0) / 2**30:.1f} GiB available"
     if members > 1:
         reporter.say(f"{line}: split in two")
-        return None
+        raise _TooLarge
     reporter.say(f"{line}: lower --client-batch, --clients-per-round or --episodes if memory runs out")
     return program
 

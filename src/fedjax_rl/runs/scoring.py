@@ -86,20 +86,23 @@ def make_evaluations(
 def periodic(evaluation: Evaluation, state: simulate.State, recorder: Recorder, number: int) -> tuple[float, bool]:
     """Evaluate some clients between rounds and record it: the score, and whether a callback asks for the end."""
     config = evaluation.run.config
-    returns = by_honesty(evaluation, state, config.eval_clients or config.num_clients)
+    rows = old_clients(evaluation, state, config.eval_clients or config.num_clients)
+    returns = _by_honesty(config, state, rows)
     record = {"round": number, "final": False, **_recorded(config, number, returns)}
     asked = recorder.evaluation(record, returns["eval"])
-    return _score(returns["eval"][: _compared(config)]), asked
+    return _compared_score(config, state, rows), asked
 
 
 def final(evaluation: Evaluation, state: simulate.State, recorder: Recorder) -> dict[str, dict[str, Any]]:
     """Evaluate the federation's clients and new ones, record it, and score the last checkpoint."""
     number, config = int(state.round), evaluation.run.config
-    returns = by_honesty(evaluation, state, config.final_clients or config.num_clients)
+    rows = old_clients(evaluation, state, config.final_clients or config.num_clients)
+    returns = _by_honesty(config, state, rows)
     if config.new_clients:
         returns["eval_new"] = new_clients(evaluation, state, config.new_clients)
     recorder.evaluation({"round": number, "final": True, **_recorded(config, number, returns)})
-    checkpoint.set_score(recorder.directory / rundir.CHECKPOINTS, number, _score(returns["eval"][: _compared(config)]))
+    score = _compared_score(config, state, rows)
+    checkpoint.set_score(recorder.directory / rundir.CHECKPOINTS, number, score)
     return {name: statistics.summarise(rows) for name, rows in returns.items()}
 
 
@@ -111,26 +114,26 @@ def _recorded(config: Config, number: int, returns: Mapping[str, Returns]) -> di
     return record | privacy.spent(config, number)
 
 
-def by_honesty(evaluation: Evaluation, state: simulate.State, count: int) -> dict[str, Returns]:
+def _by_honesty(config: Config, state: simulate.State, rows: Returns) -> dict[str, Returns]:
     """Returns of the federation's first clients: "eval" of the honest (of all, if none is), "eval_malicious" of others.
 
     All of them are evaluated in the true world.
     """
-    rows, config = old_clients(evaluation, state, count), evaluation.run.config
     if config.attack == "none":
         return {"eval": rows}
     key = simulate.stream(state.key, simulate.MALICIOUS)
-    harmful = np.asarray(is_malicious(key, config.num_clients, config.attack_share))[:count]
+    harmful = np.asarray(is_malicious(key, config.num_clients, config.attack_share))[: len(rows)]
     parts = {"eval": [*compress(rows, ~harmful)], "eval_malicious": [*compress(rows, harmful)]}
     return {name: part for name, part in parts.items() if part} if parts["eval"] else {"eval": rows}
 
 
-def _compared(config: Config) -> int:
-    """How many clients the scores of a run's checkpoints are about: as many as all its evaluations have.
+def _compared_score(config: Config, state: simulate.State, rows: Returns) -> float:
+    """The score of a checkpoint: of the clients alone that all evaluations of the run have, the first by their ids.
 
     A client's return does not depend on how many are evaluated with it, so these means compare.
     """
-    return min(config.eval_clients or config.num_clients, config.final_clients or config.num_clients)
+    count = min(config.eval_clients or config.num_clients, config.final_clients or config.num_clients)
+    return _score(_by_honesty(config, state, rows[:count])["eval"])
 
 
 def finals(directory: Path) -> list[dict[str, Any]]:
@@ -139,13 +142,16 @@ def finals(directory: Path) -> list[dict[str, Any]]:
 
 
 def score_at(directory: Path, number: int) -> float:
-    """The mean return after one step when the run ended in a round or, by its time, before it; -inf when it did not."""
+    """The mean return after one step where a run ended in a round or, by its time or a callback, before it; or -inf."""
     found = [record for record in finals(directory) if record["round"] <= number]
     if not found:
         return -math.inf
-    if found[-1]["round"] < number:  # ended by its time, or diverged or lost since
+    last = found[-1]["round"]
+    if last < number:  # ended by its time or a callback, or diverged or lost since
         rows = records.read(directory / rundir.METRICS).rows
-        if not rows or not rundir.open_run(directory).is_out_of_time(rows[-1]):
+        is_ended = bool(rows) and rundir.open_run(directory).is_out_of_time(rows[-1])
+        is_kept = rundir.diverged(directory) is None and last in checkpoint.steps(directory / rundir.CHECKPOINTS)
+        if not (is_ended or is_kept):
             return -math.inf
     return _score(found[-1]["eval/returns"])
 
@@ -194,6 +200,6 @@ def _without_a_past(run: Assembled, state: simulate.State, count: int) -> Tree:
 
 
 def _score(returns: Returns) -> float:
-    """The mean return after one step (before adaptation if none is taken): what "best" means."""
-    column = [row[min(1, len(row) - 1)] for row in returns]
-    return statistics.mean_ci95(column)[0]
+    """The mean return after one step (before adaptation if none is taken): what "best" means. Without one, -inf."""
+    mean = statistics.mean_ci95([row[min(1, len(row) - 1)] for row in returns])[0]
+    return mean if math.isfinite(mean) else -math.inf

@@ -11,7 +11,7 @@ from fedjax_rl.config import Config, ConfigError
 from fedjax_rl.federation import plan
 from fedjax_rl.federation.clock import Schedule
 from fedjax_rl.federation.times import LONGEST, Pace
-from fedjax_rl.host.numerics import root_key
+from fedjax_rl.host.numerics import pinned, root_key
 
 
 def pace_of(of: Mapping[str, Any]) -> Pace:
@@ -36,6 +36,7 @@ def schedule_of(config: Config) -> Schedule:
     )
 
 
+@pinned()
 def with_lanes(config: Config) -> Config:
     """The configuration with the number of arrivals computed together, where it leaves the choice.
 
