@@ -17,8 +17,7 @@ def by_hand(env, distribution, consensus, key, steps):
     state, task, t, seen = None, None, 0, []
 
     def begin(key):
-        key_task, key_number = jax.random.split(jax.random.fold_in(key, walks._APART))
-        task = jax.tree.map(lambda x: x[jax.random.randint(key_number, (), 0, 2)], env.sample_tasks(key_task, 2))
+        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, walks._APART), 1))
         return jax.jit(env.reset)(key, task), task
 
     state, task = begin(key)
@@ -71,17 +70,6 @@ def test_a_task_is_drawn_from_no_key_of_its_episode():
     make_walk(env._replace(reset=reset, sample_tasks=sample_tasks), GAUSSIAN).start(jax.random.key(0))
     words = lambda key: tuple(np.asarray(jax.random.key_data(key)))
     assert words(seen["task"]) not in {words(key) for key in seen["episode"]}
-
-
-def test_where_two_tasks_alternate_by_number_both_are_walked():
-    env, seen = make_env("navigation"), []
-    two = env._replace(
-        sample_tasks=lambda key, n: jnp.arange(n) % 2,
-        reset=lambda key, task: seen.append(int(task)) or env.reset(key, jnp.ones(2) * task),
-    )
-    for number in range(20):
-        make_walk(two, GAUSSIAN).start(jax.random.key(number))
-    assert 4 < sum(seen) < 16
 
 
 def test_members_walk_side_by_side_and_stop_where_an_observation_is_not_finite():

@@ -22,7 +22,7 @@ class Steps(NamedTuple):
 
 
 def make_walk(env: Env, distribution: Distribution) -> Walk:
-    """A walk through episodes of an environment, each of a task of its own.
+    """A walk through episodes of an environment, each of a task of its own: what a client 0 draws with another key.
 
     Its state is the episode's key and actions, of which the episode is a function: a step plays it again from its
     reset. So it works where the state of an environment cannot be stored, as in those that live on the host.
@@ -35,10 +35,7 @@ def make_walk(env: Env, distribution: Distribution) -> Walk:
 
     def first(begun_by: Array) -> tuple[EnvState, Tree]:
         key = jax.random.wrap_key_data(begun_by)
-        key_task, key_number = jax.random.split(jax.random.fold_in(key, _APART))
-        # of two: where tasks go by the client's number, as two directions do, the first one's is always the same
-        number = jax.random.randint(key_number, (), 0, 2)
-        task = jax.tree.map(lambda x: x[number], env.sample_tasks(key_task, 2))
+        task = jax.tree.map(lambda x: x[0], env.sample_tasks(jax.random.fold_in(key, _APART), 1))
         return env.reset(key, task), task
 
     def start(key: Key) -> Steps:
