@@ -67,3 +67,11 @@ def test_forces_that_mjx_passes_over_are_refused_and_native_has_them(feature):
 def test_bodies_that_sleep_are_refused_when_the_engine_is_made():
     with pytest.raises(ValueError, match="sleep"):
         make_physics(Model(changed("<worldbody>", '<option><flag sleep="enable"/></option><worldbody>'), 1), "native")
+
+
+@pytest.mark.parametrize("backend", ["native", "mjx", "fused"])
+def test_a_warning_of_mujocos_leaves_no_log_where_the_user_stands(backend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mujoco.set_mju_user_warning(None)  # MuJoCo's own handler
+    make_physics(Model(changed("<worldbody>", '<compiler settotalmass="14"/><worldbody>'), 1), backend)
+    assert not [*tmp_path.iterdir()]

@@ -1,6 +1,7 @@
 """Gymnasium's environments: their own numbers in our rollouts, what is flattened and clipped, what is refused."""
 
 import copy
+import subprocess
 import sys
 
 import jax
@@ -161,6 +162,13 @@ def test_actions_are_clipped_to_the_bounds_that_there_are():
     first, second = np.moveaxis(out.action[out.mask], 1, 0)
     np.testing.assert_allclose(out.reward[out.mask], np.clip(first, -0.1, 0.1) + second, rtol=1e-5, atol=1e-6)
     assert np.abs(first).max() > 0.5 and np.abs(second).max() > 0.5
+
+
+def test_mujoco_leaves_no_log_where_the_user_stands(tmp_path):
+    """Gymnasium's robots have attributes that MuJoCo calls deprecated, each time that it reads one."""
+    code = "from fedjax_rl.host import episodes; episodes.make('HalfCheetah-v5', None, (), ())"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_horizon_is_the_names_or_the_environments():

@@ -4,6 +4,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ def make(spec: Any, horizon: int | None, fields: tuple[str, ...], task: np.ndarr
     """A new object of a name or an EnvSpec of Gymnasium's, with the keyword arguments that a task [F] sets."""
     import gymnasium
 
+    known = gymnasium.registry.get(spec) if isinstance(spec, str) else spec
+    if "mujoco" in str(getattr(known, "entry_point", "")):
+        import_module("mujoco")
+        silence()  # before it reads a robot, and logs what is deprecated where the user stands
     limit = {"max_episode_steps": horizon} if horizon else {}
     own = dict(zip(fields, np.ravel(task).tolist(), strict=bool(fields)))
     return gymnasium.make(spec, disable_env_checker=True, **limit, **own, **more)
@@ -82,7 +87,7 @@ def pictures(make: Make, task: np.ndarray, seed: int, actions: np.ndarray) -> It
 
 
 def silence() -> None:
-    """No warning of MuJoCo's is said or logged from now on, where it is imported: each has been said once."""
+    """No warning of MuJoCo's is said or logged from now on, where it is imported."""
     if "mujoco" in sys.modules:
         sys.modules["mujoco"].set_mju_user_warning(lambda message: None)
 

@@ -125,7 +125,9 @@ def carried(xml: str, engine: str) -> str:
     if engine != "fused" or not xml:
         return engine
     from fedjax_rl.envs.physics.fused.refusals import why_not
+    from fedjax_rl.envs.physics.native import silence
 
+    silence()
     return _native_instead(why.split(";")[0]) if (why := why_not(xml)) else engine
 
 
@@ -153,7 +155,7 @@ def _no_fused() -> str:
 
 
 def make_physics(model: Model, backend: str = "auto") -> Physics:
-    """The model on the engine; MuJoCo is imported here, not before.
+    """The model on the engine; MuJoCo is imported here, not before, and says and logs no warning from then on.
 
     On a CPU, `auto` takes fused physics where that carries the robot, and C MuJoCo with one line where it does not.
 
@@ -161,6 +163,9 @@ def make_physics(model: Model, backend: str = "auto") -> Physics:
       ValueError: the engine that was asked for does not carry the robot.
     """
     engine = resolve_backend(backend)
+    from fedjax_rl.envs.physics.native import silence
+
+    silence()
     if engine == "fused":
         from fedjax_rl.envs.physics.fused.engine import make_fused
 

@@ -146,8 +146,7 @@ class _Stepper:
 
 
 def make_native(model: Model) -> Physics:
-    """`model` on C MuJoCo, after `resolve_backend`. Switches MuJoCo's log file and profile off for the process."""
-    silence()
+    """`model` on C MuJoCo, after `resolve_backend` and `silence`. Switches MuJoCo's profile off for the process."""
     _stop_profile()
     compiled = compile_model(model.xml)
     stepper = _Stepper(compiled, model.frame_skip)
