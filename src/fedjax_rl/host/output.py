@@ -127,13 +127,13 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 def as_json(value: Any) -> str:
     """One line of JSON, which knows no NaN and no infinity: they are null."""
-    return json.dumps(finite(value), allow_nan=False)
+    return json.dumps(for_json(value), allow_nan=False)
 
 
-def finite(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """The value with None for the numbers that are not finite, in mappings, lists and tuples."""
     if isinstance(value, Mapping):
-        return {key: finite(part) for key, part in value.items()}
+        return {key: for_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
+        return [for_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -40,7 +40,7 @@ class Records(NamedTuple):
 def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None:
     """Add one line of JSON and flush it, with `sync` to the disk; numbers that are not finite become null."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(text([output.finite(record)]))
+        file.write(text([output.for_json(record)]))
         file.flush()
         if sync:
             os.fsync(file.fileno())
