@@ -13,9 +13,10 @@ import numpy as np
 
 from fedjax_rl import statistics
 from fedjax_rl.config import Config, ConfigError
-from fedjax_rl.host.numerics import pinned, root_key
+from fedjax_rl.host.numerics import pinned
 from fedjax_rl.reports import film, film_asked, film_gif, tables
 from fedjax_rl.runs import assemble, checkpoint, models, records, resuming, rundir, runner, scoring
+from fedjax_rl.runs.acting import acting
 from fedjax_rl.runs.progress import Reporter
 from fedjax_rl.runs.recorder import Callback, Hooks, Logger
 
@@ -160,22 +161,7 @@ class Run:
         _refuse("adapt_steps =", adapt_steps, 100)
         before, after = scoring.adapted(made, state, jnp.array([client]), adapt_steps)
         params = jax.tree.map(lambda x: x[0], after if adapt_steps else before)
-        spec, made_policy = made.env.spec, models.make_policy(made.config, made.env.spec)
-        says = made_policy.distribution
-        mode = jax.jit(lambda rows: says.mode(made_policy.apply(params, rows)))
-
-        @jax.jit
-        def sample(rows: Any, seed: Any) -> Any:
-            shape = (len(rows), spec.num_actions or spec.action_size)
-            return says.act(made_policy.apply(params, rows), says.noise(root_key(seed), shape))
-
-        @pinned()
-        def act(obs: Any, rng: np.random.Generator | None = None) -> np.ndarray:
-            rows = np.atleast_2d(np.asarray(obs, np.float32))
-            actions = np.asarray(mode(rows) if rng is None else sample(rows, rng.integers(2**31, dtype=np.uint32)))
-            return actions if np.ndim(obs) > 1 else actions[0]
-
-        return act
+        return acting(models.make_policy(made.config, made.env.spec), made.env.spec, params)
 
     @pinned()
     def render(
