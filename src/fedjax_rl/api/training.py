@@ -124,14 +124,7 @@ def sweep(
     if "seed" in values:
         raise ConfigError(f"seed = {values['seed']!r}: a sweep takes seeds, such as range(5) or [0, 3, 7]")
     config = _configured(algorithm, env, preset, values)
-    legal = sweeps.sweepable(config)
-    for key, swept in (grid or {}).items():
-        if key not in legal:
-            raise ConfigError(f"grid: {key!r} cannot be swept{configuration.nearest(key, legal)}")
-        if isinstance(swept, str) or not isinstance(swept, Collection):
-            raise ConfigError(f"grid: {key} = {swept!r}: must be a list of values, such as [{swept!r}]")
-        if len(swept) == 0:
-            raise ConfigError(f"grid: {key} has no values; give one or more")
+    _refuse_grid(grid or {}, sweeps.sweepable(config))
     if not isinstance(seeds, Iterable):
         raise ConfigError(f"seeds = {seeds}: must be several, such as range({seeds}) or [{seeds}]")
     if not (numbers := list(islice(seeds, sweeps.MOST_MEMBERS + 1))):  # more are refused, and may be without end
@@ -143,6 +136,16 @@ def sweep(
         members = runner.begin_sweep(named, directory, halvings)
         left = sweeps.halve(members, halvings, lambda some: runner.run_members(some, reporter, hooks), scoring.score_at)
     return Runs(Run(path) for path in left)
+
+
+def _refuse_grid(grid: Mapping[str, Any], legal: Collection[str]) -> None:
+    for key, swept in grid.items():
+        if key not in legal:
+            raise ConfigError(f"grid: {key!r} cannot be swept{configuration.nearest(key, legal)}")
+        if isinstance(swept, str) or not isinstance(swept, Collection):
+            raise ConfigError(f"grid: {key} = {swept!r}: must be a list of values, such as [{swept!r}]")
+        if len(swept) == 0:
+            raise ConfigError(f"grid: {key} has no values; give one or more")
 
 
 def load(directory: str | PathLike[str]) -> Run:
