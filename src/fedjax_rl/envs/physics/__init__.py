@@ -8,11 +8,13 @@ never differentiates through physics).
 import functools
 import os
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
 import jax
 
+from fedjax_rl.host.episodes import silence
 from fedjax_rl.host.exits import ConfigError
 from fedjax_rl.host.output import inform
 from fedjax_rl.types import Array, Tree
@@ -124,11 +126,16 @@ def carried(xml: str, engine: str) -> str:
     """`engine`, or "native" and a line where it is "fused" and does not carry the robot of an MJCF ("" for none)."""
     if engine != "fused" or not xml:
         return engine
+    _load_mujoco()
     from fedjax_rl.envs.physics.fused.refusals import why_not
-    from fedjax_rl.envs.physics.native import silence
 
-    silence()
     return _native_instead(why.split(";")[0]) if (why := why_not(xml)) else engine
+
+
+def _load_mujoco() -> None:
+    """Import MuJoCo, whose own handler of warnings would write MUJOCO_LOG.TXT where the user stands."""
+    import_module("mujoco")
+    silence()
 
 
 def _native_instead(why: str) -> str:
@@ -163,9 +170,7 @@ def make_physics(model: Model, backend: str = "auto") -> Physics:
       ValueError: the engine that was asked for does not carry the robot.
     """
     engine = resolve_backend(backend)
-    from fedjax_rl.envs.physics.native import silence
-
-    silence()
+    _load_mujoco()
     if engine == "fused":
         from fedjax_rl.envs.physics.fused.engine import make_fused
 

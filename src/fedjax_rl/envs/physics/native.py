@@ -34,15 +34,6 @@ _SPARSE_FROM = 14  # degrees of freedom
 _STEP_LOCK = threading.Lock()
 
 
-def _ignore_warning(message: str) -> None:
-    """A diverged simulation shows as non-finite; MuJoCo's own handler writes MUJOCO_LOG.TXT where the user stands."""
-
-
-def silence() -> None:
-    """No warning of MuJoCo's is said or logged from now on, in this process."""
-    mujoco.set_mju_user_warning(_ignore_warning)
-
-
 def _stop_profile() -> None:
     """Take MuJoCo's clock away, process-wide: mjData.timer stays at zero and a step takes a fifth less time.
 
@@ -146,7 +137,7 @@ class _Stepper:
 
 
 def make_native(model: Model) -> Physics:
-    """`model` on C MuJoCo, after `resolve_backend` and `silence`. Switches MuJoCo's profile off for the process."""
+    """`model` on C MuJoCo, after `resolve_backend`. Switches MuJoCo's profile off for the process."""
     _stop_profile()
     compiled = compile_model(model.xml)
     stepper = _Stepper(compiled, model.frame_skip)
