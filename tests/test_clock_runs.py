@@ -1,6 +1,8 @@
 """Runs on a clock: resumed, swept, ended by their time, replayed, reported."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import jax
@@ -11,10 +13,11 @@ import pytest
 import fedjax_rl as fr
 from fedjax_rl import config
 from fedjax_rl.cli import main
+from fedjax_rl.host import signals
 from fedjax_rl.reports import finished
-from fedjax_rl.runs import assemble, loop, nan_dump, records, rundir, runner, timing
+from fedjax_rl.runs import assemble, checkpoint, loop, nan_dump, records, rundir, runner, timing
 from fedjax_rl.runs.progress import Reporter
-from test_train import SMALL, assert_same_run, final_hash, go, resume
+from test_train import SMALL, assert_same_run, final_hash, go, resume, untimed
 
 CLOCK = {"num_clients": 6, "in_flight": 4, "schedule": "async", "buffer": 2, "clients_per_round": 4, "speed": "uniform"}
 LATE = replace(SMALL, eval_every=0, **CLOCK, delay_noise="shifted", staleness="polynomial", dropout=0.2)
@@ -80,21 +83,49 @@ def test_a_run_ends_at_its_time_is_evaluated_and_finished(tmp_path, capsys):
     assert final_hash(tmp_path / "run") == before
 
 
-def test_a_member_ends_at_its_own_time(tmp_path):
-    """The slower clients are, the fewer rounds: whoever is over waits for the others as it is, and is evaluated."""
-    timed = replace(LATE, rounds=500, max_time=6.0, dropout=0.0, save_every=2, new_clients=0)
+def test_a_member_ends_at_its_own_time(tmp_path, monkeypatch):
+    """The slower clients are, the fewer rounds: whoever is over waits for the others as it is, and is evaluated.
+
+    So it does in a sweep that was interrupted after its end.
+    """
+    timed = replace(LATE, rounds=500, max_time=14.0, dropout=0.0, save_every=1, new_clients=0)
     some = {tmp_path / f"{ratio}": replace(timed, speed_ratio=ratio) for ratio in (2.0, 9.0)}
     assert len(runner.together(some)) == 1
     runner.run_members(some, Reporter(quiet=True))
     rounds = []
     for path in some:
         rows = records.sound(path / rundir.METRICS)
-        assert rows[-1]["clock/time"] >= 6.0 > rows[-2]["clock/time"]
+        assert rows[-1]["clock/time"] >= 14.0 > rows[-2]["clock/time"]
         [final] = records.sound(path / rundir.EVAL)
         assert final["round"] == len(rows) == final_hash(path)[0]
         np.testing.assert_allclose(fr.load(path).evaluate(), final["eval/returns"], rtol=1e-4)
         rounds.append(len(rows))
     assert rounds[0] != rounds[1]
+    late = max(some, key=lambda path: len(records.sound(path / rundir.METRICS)))
+    append, again = rundir.append, {tmp_path / "again" / path.name: config for path, config in some.items()}
+
+    def end(path, record, **options):
+        append(path, record, **options)
+        if path == tmp_path / "again" / late.name / rundir.METRICS and record["round"] == max(rounds) - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(rundir, "append", end)
+    with pytest.raises(signals.Interrupted):
+        runner.run_members(again, Reporter(quiet=True))
+    monkeypatch.undo()
+    assert len({checkpoint.steps(path / rundir.CHECKPOINTS)[0] for path in again}) == 2
+    packed, compile_members = [], runner.compile_members
+
+    def counting(group, reporter):
+        packed.append(len(group.configs))
+        return compile_members(group, reporter)
+
+    monkeypatch.setattr(runner, "compile_members", counting)
+    runner.run_members(again, Reporter(quiet=True))
+    assert packed == [2]
+    for path, same in zip(some, again, strict=True):
+        assert_same_run(path, same)
+        assert untimed(path / rundir.EVAL) == untimed(same / rundir.EVAL)
 
 
 def test_while_nobody_has_worked_the_time_that_is_left_follows_from_the_rounds(capsys):

@@ -21,7 +21,7 @@ from fedjax_rl.config import CONFIGS, Config
 from fedjax_rl.config.algorithms import FmrlConfig, ScaffoldConfig
 from fedjax_rl.federation import evaluate, simulate
 from fedjax_rl.host import exits, output, signals
-from fedjax_rl.runs import assemble, checkpoint, locking, mending, records, rundir, runner, scoring
+from fedjax_rl.runs import assemble, checkpoint, digest, locking, mending, records, rundir, runner, scoring
 from fedjax_rl.runs.arrays import state_hash
 from fedjax_rl.runs.progress import Reporter
 
@@ -146,6 +146,25 @@ def test_a_crash_and_a_flipped_bit_cost_only_rounds(whole, tmp_path, monkeypatch
     assert final_hash(tmp_path / "run") == final_hash(whole)
     assert untimed(tmp_path / "run/metrics.jsonl") == untimed(whole / "metrics.jsonl")
     assert len(list((tmp_path / "run/rejected").glob("*-4"))) == 1
+
+
+@pytest.mark.parametrize(("module", "name"), [(checkpoint, "set_score"), (rundir, "append")])
+def test_a_run_that_ends_between_its_last_record_and_its_score_gets_both(module, name, whole, tmp_path, monkeypatch):
+    done = getattr(module, name)
+
+    def crash_at_the_end(path, record, *args, **options):
+        if name == "set_score" or record.get("final"):
+            raise MemoryError
+        done(path, record, *args, **options)
+
+    monkeypatch.setattr(module, name, crash_at_the_end)
+    with pytest.raises(MemoryError):
+        go(SMALL, tmp_path / "run")
+    monkeypatch.undo()
+    assert resume(tmp_path / "run") == 0
+    assert untimed(tmp_path / "run/eval.jsonl") == untimed(whole / "eval.jsonl")
+    scores = [digest.read(directory / "ckpt", 6)["score"] for directory in (tmp_path / "run", whole)]
+    assert scores[0] == scores[1] is not None
 
 
 def test_nothing_to_resume_is_exit_4(whole, tmp_path, capsys):

@@ -67,7 +67,7 @@ def train(
 ) -> list[Result | None]:
     """Run the rounds that are left, then evaluate. A directory gets a line a round and a checkpoint now and then.
 
-    All members are in the same round; a member that diverges is reported and has no result.
+    All members that go on are in the same round; a member that diverges is reported and has no result.
     """
     config = group.run.config
     is_over = threading.Event()  # from then on all is saved; before, an evaluation left out would be missing for ever
@@ -96,11 +96,12 @@ def state_of(states: simulate.State, i: int | np.integer) -> simulate.State:
 
 def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate.State, np.ndarray]:
     config = group.run.config
-    number = int(states.round[0])
     lasts = [records.read(one.directory / rundir.METRICS).rows[-1:] for one in members]
     over = np.array([bool(rows) and one.config.is_over(rows[0]) for rows, one in zip(lasts, members, strict=True)])
+    number = int(np.min(states.round, where=~over, initial=config.rounds))  # who is over may be in another round
     alive = np.ones(len(members), bool)
-    unsaved = not all(number in checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members)
+    kept = [checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members]
+    unsaved = not all(number in steps or gone for steps, gone in zip(kept, over, strict=True))
     compile_s, silent = program.compile_s, np.zeros(len(members), bool)
     reporter.start(number, config.rounds, config.max_time)
     try:

@@ -94,15 +94,15 @@ def periodic(evaluation: Evaluation, state: simulate.State, recorder: Recorder, 
 
 
 def final(evaluation: Evaluation, state: simulate.State, recorder: Recorder) -> dict[str, dict[str, Any]]:
-    """Evaluate the federation's clients and new ones, record it, and score the last checkpoint."""
+    """Evaluate the federation's clients and new ones, score the last checkpoint, and record it."""
     number, config = int(state.round), evaluation.run.config
     rows = old_clients(evaluation, state, config.final_clients or config.num_clients)
     returns = _by_honesty(config, state, rows)
     if config.new_clients:
         returns["eval_new"] = new_clients(evaluation, state, config.new_clients)
+    # the score first: the record says that the run is finished, and nothing of a finished run is made again
+    checkpoint.set_score(recorder.directory / rundir.CHECKPOINTS, number, _compared_score(config, state, rows))
     recorder.evaluation({"round": number, "final": True, **_recorded(config, number, returns)})
-    score = _compared_score(config, state, rows)
-    checkpoint.set_score(recorder.directory / rundir.CHECKPOINTS, number, score)
     return {name: statistics.summarise(rows) for name, rows in returns.items()}
 
 
