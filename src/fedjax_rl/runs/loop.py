@@ -98,7 +98,8 @@ def _rounds(group, program, states, members, reporter, caught) -> tuple[simulate
     config = group.run.config
     lasts = [records.read(one.directory / rundir.METRICS).rows[-1:] for one in members]
     over = np.array([bool(rows) and one.config.is_over(rows[0]) for rows, one in zip(lasts, members, strict=True)])
-    number = int(np.min(states.round, where=~over, initial=config.rounds))  # who is over may be in another round
+    rounds = np.asarray(states.round)  # who is over may be in another one than who goes on
+    number = int(np.min(rounds, where=~over, initial=config.rounds))
     alive = np.ones(len(members), bool)
     kept = [checkpoint.steps(one.directory / rundir.CHECKPOINTS) for one in members]
     unsaved = not all(number in steps or gone for steps, gone in zip(kept, over, strict=True))
